@@ -1,0 +1,65 @@
+"""Clock and identities, injected so that tests and simulations own time and chance.
+
+Nothing in lakebus decides a lease, an order or a visibility by these clocks: the database's clock
+does (contract B5, C4). They pace local loops and stamp logs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import secrets
+import time
+import uuid
+from typing import Protocol
+
+
+class Clock(Protocol):
+    def monotonic_s(self) -> float: ...
+
+    def utc_now(self) -> dt.datetime: ...
+
+    async def sleep_s(self, seconds: float) -> None: ...
+
+
+class SystemClock:
+    """The machine's clocks."""
+
+    def monotonic_s(self) -> float:
+        return time.monotonic()
+
+    def utc_now(self) -> dt.datetime:
+        return dt.datetime.now(dt.UTC)
+
+    async def sleep_s(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+
+def new_uuid() -> uuid.UUID:
+    """A random identity; never guessable, never reused."""
+
+    return uuid.UUID(bytes=secrets.token_bytes(16), version=4)
+
+
+def format_time(value: dt.datetime) -> str:
+    """RFC 3339 in UTC with microseconds, the one form in which the API answers times."""
+
+    return value.astimezone(dt.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def parse_time(text: str) -> dt.datetime:
+    """Reads an RFC 3339 time with a zone. Raises ValueError; finer than microseconds is refused.
+
+    Source of the form: RFC 3339, section 5.6.
+    """
+
+    body = text.strip()
+    if "." in body:
+        fraction = body.split(".", 1)[1]
+        digits = len(fraction) - len(fraction.lstrip("0123456789"))
+        if digits > 6:
+            raise ValueError("times are kept to microseconds; the value has finer digits")
+    value = dt.datetime.fromisoformat(body)
+    if value.tzinfo is None:
+        raise ValueError("the time has no zone; write it like 2026-01-31T12:00:00Z")
+    return value.astimezone(dt.UTC)

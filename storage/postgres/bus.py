@@ -1,0 +1,412 @@
+"""The ingest bus in PostgreSQL: segments under dense positions, claimed in ranges.
+
+What is authoritative: the counters, the log, the leases and the keys, all in the database; this
+class holds none of it. Statements that change something are single calls of server-side functions,
+whose heads say why each is safe.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import random
+import uuid
+from collections.abc import Mapping, Sequence
+
+import asyncpg
+
+from lakebus.errors import Corrupt, LeaseLost
+from lakebus.tokens import TokenCodec
+from storage.bus.interface import (
+    AppendOutcome,
+    BatchState,
+    BatchStatus,
+    Claim,
+    ClaimedSegment,
+    KeyRecord,
+    LeaseRef,
+    NewEntry,
+    PurgeReport,
+    QuarantineItem,
+    ShardStatus,
+)
+from storage.bus.receipting import make_batch_id, parse_batch_id
+from storage.bus.settings import BusSettings
+from storage.bus.sharding import ordering_of, shard_of
+from storage.files.objects import ObjectStore
+from storage.postgres.failures import reading, writing
+from storage.postgres.group_commit import GroupWriter, key_hash
+from storage.postgres.pool import Pool
+from storage.postgres.purging import purge
+from storage.postgres.receipts import ReceiptMaker
+
+#: Entries of one group at most (ordinals are smallint), so a range starts at most this far below.
+GROUP_SPAN = 32_767
+
+_CLAIM = "SELECT * FROM claim_range($1, $2, $3, $4, $5, $6, $7, $8, $9)"
+_READ = f"""
+SELECT l.lo, l.hi, l.entry_indexes, l.entry_bytes, l.payload_key, s.payload
+  FROM bus_log l LEFT JOIN bus_segment s ON s.segment_id = l.segment_id
+ WHERE l.shard = $1 AND l.hi > $2 AND l.lo < $3 AND l.lo >= $2 - {GROUP_SPAN}
+ ORDER BY l.lo"""
+_RENEW = """
+UPDATE bus_lease b
+   SET expires_at = clock_timestamp()
+       + CASE WHEN b.attempt > 0 THEN $3::interval ELSE $4::interval END
+  FROM unnest($1::bigint[], $2::bigint[]) AS r (lease_id, epoch)
+ WHERE b.lease_id = r.lease_id AND b.epoch = r.epoch AND b.state = 'leased'
+RETURNING b.lease_id"""
+_BATCH = f"""
+SELECT l.history_serial, l.principals[($2 - l.lo + 1)::integer] AS principal_id,
+       p.snapshot_id, q.reason, q.successor_batch_id
+  FROM bus_log l
+  LEFT JOIN LATERAL (SELECT r.snapshot_id FROM published_range r
+                      WHERE r.shard = $1 AND r.lo <= $2 AND r.hi > $2
+                      ORDER BY r.lo DESC LIMIT 1) p ON true
+  LEFT JOIN bus_quarantine q ON q.kind = 'entry' AND q.shard = $1 AND q.position = $2
+ WHERE l.shard = $1 AND l.lo <= $2 AND l.hi > $2 AND l.lo >= $2 - {GROUP_SPAN}"""
+_QUARANTINED_OF = """
+SELECT q.history_serial, q.shard, q.position, q.reason
+  FROM unnest($1::integer[], $2::bigint[]) AS e (shard, position)
+  JOIN bus_quarantine q ON q.shard = e.shard AND q.position = e.position
+ WHERE q.kind = 'entry' AND q.successor_batch_id IS NULL LIMIT 1"""
+_SHARD_STATUS = """
+SELECT s.shard, s.next_append, h.watermark[s.shard + 1] AS watermark,
+       s.appended_bytes - d.terminal_bytes AS backlog_bytes,
+       (SELECT count(*) FROM bus_lease b WHERE b.shard = s.shard AND b.state = 'leased') AS leases,
+       (SELECT extract(epoch FROM clock_timestamp() - l.accepted_at)::float8 FROM bus_log l
+         WHERE l.shard = s.shard AND l.hi > h.watermark[s.shard + 1]
+           AND l.lo >= h.watermark[s.shard + 1] - 32767 ORDER BY l.lo LIMIT 1) AS age_s
+  FROM bus_shard s JOIN bus_done d USING (shard) CROSS JOIN lake h ORDER BY s.shard"""
+_QUARANTINE = """
+SELECT q.* FROM bus_quarantine q
+ WHERE q.dropped_at IS NULL AND ($1::bigint IS NULL OR q.quarantine_id < $1)
+   AND ($2::bigint IS NULL OR q.quarantine_id = $2)
+ ORDER BY q.quarantine_id DESC LIMIT $3"""
+
+
+class PostgresBus:
+    """See `storage.bus.interface.IngestBus`."""
+
+    def __init__(
+        self,
+        *,
+        general: Pool,
+        appends: Pool,
+        renewals: Pool,
+        settings: BusSettings,
+        codec: TokenCodec,
+        histories: Mapping[int, uuid.UUID],
+        object_store: ObjectStore | None,
+    ) -> None:
+        self._general = general
+        self._renewals = renewals
+        self._settings = settings
+        self._object_store = object_store
+        self._receipts = ReceiptMaker(codec=codec, histories=histories)
+        self._writers = [
+            GroupWriter(
+                shard=shard,
+                pool=appends,
+                settings=settings,
+                receipts=self._receipts,
+                object_store=object_store,
+            )
+            for shard in range(settings.shards)
+        ]
+        self._ttl = dt.timedelta(milliseconds=settings.lease_ttl_ms)
+        self._isolation_ttl = dt.timedelta(milliseconds=settings.isolation_ttl_ms)
+        self._window = dt.timedelta(seconds=settings.idempotency_window_s)
+
+    @property
+    def shards(self) -> int:
+        return self._settings.shards
+
+    def shard_of(self, principal_id: int, ordering: str) -> int:
+        return shard_of(principal_id, ordering, shards=self.shards)
+
+    async def close(self) -> None:
+        for writer in self._writers:
+            await writer.close()
+
+    # --- append ------------------------------------------------------------------------
+
+    async def append(self, entry: NewEntry) -> AppendOutcome:
+        shard = self.shard_of(entry.principal_id, ordering_of(entry))
+        return await self._writers[shard].append(entry)
+
+    async def find_key(self, principal_id: int, target: str, key: str) -> KeyRecord | None:
+        async with self._general.connection() as connection:
+            with reading():
+                row = await connection.fetchrow(
+                    "SELECT * FROM find_keys($1)", [key_hash(principal_id, target, key)]
+                )
+        return None if row is None else self._receipts.record(row)
+
+    # --- claims ------------------------------------------------------------------------
+
+    async def claim(self, owner: uuid.UUID) -> Claim | None:
+        settings = self._settings
+        shards = list(range(settings.shards))
+        # Claimers start at different shards, so that they seldom want the same claim row.
+        random.shuffle(shards)
+        async with self._general.connection() as connection:
+            with reading():  # a lost claim is an expired lease later: nothing is lost
+                row = await connection.fetchrow(
+                    _CLAIM,
+                    owner,
+                    shards,
+                    self._ttl,
+                    self._isolation_ttl,
+                    dt.timedelta(milliseconds=settings.backoff_ms(1)),
+                    settings.claim_bytes_max,
+                    settings.claim_entries_max,
+                    settings.quarantine_attempts,
+                    dt.timedelta(seconds=settings.intent_ttl_s),
+                )
+        if row is None or row["lease_id"] is None:
+            return None
+        lease = LeaseRef(row["lease_id"], row["epoch"], row["shard"], row["lo"], row["hi"])
+        return Claim(
+            lease=lease,
+            attempt=row["attempt"],
+            lone_failures=row["lone_failures"],
+            ttl_s=row["ttl_s"],
+            doomed=row["doomed"],
+            last_error=row["last_error"],
+            file_ids=dict(zip(row["table_ids"], row["file_ids"], strict=True)),
+        )
+
+    async def read(self, claim: Claim) -> Sequence[ClaimedSegment]:
+        lease = claim.lease
+        async with self._general.connection() as connection:
+            with reading():
+                rows = await connection.fetch(_READ, lease.shard, lease.lo, lease.hi)
+        segments: list[ClaimedSegment] = []
+        covered = lease.lo
+        for row in rows:
+            lo, hi = max(row["lo"], lease.lo), min(row["hi"], lease.hi)
+            if lo != covered:
+                break
+            payload = row["payload"]
+            if payload is None and row["payload_key"] is not None and self._object_store:
+                payload = await self._object_store.get(row["payload_key"])
+            if payload is None:
+                break
+            first, last = lo - row["lo"], hi - row["lo"]
+            segments.append(
+                ClaimedSegment(
+                    lo=lo,
+                    hi=hi,
+                    payload=payload,
+                    entry_indexes=tuple(row["entry_indexes"][first:last]),
+                    entry_bytes=tuple(row["entry_bytes"][first:last]),
+                )
+            )
+            covered = hi
+        if covered != lease.hi:
+            await self._explain_missing(lease, covered)
+        return segments
+
+    async def _explain_missing(self, lease: LeaseRef, covered: int) -> None:
+        """An incomplete read is never "no data": either the lease is lost, and the segments may
+        have been purged, or the bus has lost bytes."""
+
+        if not await self.holds(lease):
+            raise LeaseLost("the range was reclaimed while it was read")
+        raise Corrupt(
+            f"the bus lacks the bytes of shard {lease.shard} from position {covered}",
+            shard=lease.shard,
+            position=covered,
+        )
+
+    async def holds(self, lease: LeaseRef) -> bool:
+        async with self._general.connection() as connection:
+            with reading():
+                return bool(
+                    await connection.fetchval(
+                        "SELECT EXISTS (SELECT 1 FROM bus_lease WHERE lease_id = $1"
+                        " AND epoch = $2 AND state = 'leased')",
+                        lease.lease_id,
+                        lease.epoch,
+                    )
+                )
+
+    async def renew(self, leases: Sequence[LeaseRef]) -> Sequence[LeaseRef]:
+        if not leases:
+            return ()
+        async with self._renewals.connection() as connection:
+            with reading():
+                rows = await connection.fetch(
+                    _RENEW,
+                    [lease.lease_id for lease in leases],
+                    [lease.epoch for lease in leases],
+                    self._isolation_ttl,
+                    self._ttl,
+                )
+        kept = {row["lease_id"] for row in rows}
+        return [lease for lease in leases if lease.lease_id in kept]
+
+    async def release(self, lease: LeaseRef) -> None:
+        await self._return(lease, failed=False, error=None, delay_s=0.0)
+
+    async def nack(self, lease: LeaseRef, *, error: str, delay_s: float) -> None:
+        await self._return(lease, failed=True, error=error[:2_000], delay_s=delay_s)
+
+    async def _return(
+        self, lease: LeaseRef, *, failed: bool, error: str | None, delay_s: float
+    ) -> None:
+        async with self._general.connection() as connection:
+            with writing():
+                held = await connection.fetchval(
+                    "SELECT return_range($1, $2, $3, $4, $5)",
+                    lease.lease_id,
+                    lease.epoch,
+                    failed,
+                    error,
+                    dt.timedelta(seconds=delay_s),
+                )
+        if not held:
+            raise LeaseLost("the range was reclaimed under a newer epoch")
+
+    async def note_canary(self, lease: LeaseRef) -> None:
+        async with self._general.connection() as connection:
+            with reading():
+                found = await connection.fetchval(
+                    "UPDATE bus_lease SET canary_epoch = epoch WHERE lease_id = $1 AND epoch = $2"
+                    " AND state = 'leased' RETURNING lease_id",
+                    lease.lease_id,
+                    lease.epoch,
+                )
+        if found is None:
+            raise LeaseLost("the range was reclaimed under a newer epoch")
+
+    # --- looking -----------------------------------------------------------------------
+
+    async def ends(self) -> Mapping[int, int]:
+        async with self._general.connection() as connection:
+            with reading():
+                rows = await connection.fetch("SELECT shard, next_append FROM bus_shard")
+        return {row["shard"]: row["next_append"] for row in rows}
+
+    async def shard_status(self) -> Sequence[ShardStatus]:
+        async with self._general.connection() as connection:
+            with reading():
+                rows = await connection.fetch(_SHARD_STATUS)
+        return [
+            ShardStatus(
+                shard=row["shard"],
+                end=row["next_append"],
+                watermark=row["watermark"],
+                backlog_entries=row["next_append"] - row["watermark"],
+                backlog_bytes=max(row["backlog_bytes"], 0),
+                backlog_age_s=row["age_s"] or 0.0,
+                leases=row["leases"],
+            )
+            for row in rows
+        ]
+
+    async def batch(self, batch_id: str) -> BatchStatus | None:
+        parsed = parse_batch_id(batch_id)
+        if parsed is None:
+            return None
+        history_serial, shard, position = parsed
+        async with self._general.connection() as connection:
+            with reading():
+                row = await connection.fetchrow(_BATCH, shard, position)
+        if row is None or row["history_serial"] != history_serial:
+            return None
+        state = BatchState.ACCEPTED
+        if row["reason"] is not None:
+            state = BatchState.QUARANTINED
+        elif row["snapshot_id"] is not None:
+            state = BatchState.PUBLISHED
+        return BatchStatus(
+            batch_id=batch_id,
+            shard=shard,
+            position=position,
+            principal_id=row["principal_id"],
+            state=state,
+            snapshot_id=row["snapshot_id"] if state is BatchState.PUBLISHED else None,
+            reason=row["reason"],
+            successor_batch_id=row["successor_batch_id"],
+        )
+
+    async def quarantined_of(self, entries: Sequence[tuple[int, int]]) -> tuple[str, str] | None:
+        if not entries:
+            return None
+        async with self._general.connection() as connection:
+            with reading():
+                row = await connection.fetchrow(
+                    _QUARANTINED_OF,
+                    [shard for shard, _ in entries],
+                    [position for _, position in entries],
+                )
+        if row is None:
+            return None
+        return _batch_id_of(row), row["reason"]
+
+    # --- quarantine --------------------------------------------------------------------
+
+    async def quarantine_items(
+        self, *, limit: int = 100, before: int | None = None
+    ) -> Sequence[QuarantineItem]:
+        async with self._general.connection() as connection:
+            with reading():
+                rows = await connection.fetch(_QUARANTINE, before, None, limit)
+        return [_quarantine_item(row) for row in rows]
+
+    async def quarantine_item(self, quarantine_id: int) -> QuarantineItem | None:
+        async with self._general.connection() as connection:
+            with reading():
+                row = await connection.fetchrow(_QUARANTINE, None, quarantine_id, 1)
+        return None if row is None else _quarantine_item(row)
+
+    async def mark_replayed(self, quarantine_id: int, successor_batch_id: str) -> None:
+        async with self._general.connection() as connection:
+            with writing():
+                await connection.execute(
+                    "UPDATE bus_quarantine SET successor_batch_id = $2"
+                    " WHERE quarantine_id = $1 AND successor_batch_id IS NULL",
+                    quarantine_id,
+                    successor_batch_id,
+                )
+
+    async def drop_quarantined(self, quarantine_id: int) -> bool:
+        async with self._general.connection() as connection:
+            with writing():
+                found = await connection.fetchval(
+                    "UPDATE bus_quarantine SET dropped_at = clock_timestamp(), payload = NULL"
+                    " WHERE quarantine_id = $1 AND dropped_at IS NULL RETURNING quarantine_id",
+                    quarantine_id,
+                )
+        return found is not None
+
+    async def purge(self) -> PurgeReport:
+        return await purge(
+            self._general, settings=self._settings, object_store=self._object_store
+        )
+
+
+def _batch_id_of(row: asyncpg.Record) -> str:
+    return make_batch_id(
+        history_serial=row["history_serial"], shard=row["shard"], position=row["position"]
+    )
+
+
+def _quarantine_item(row: asyncpg.Record) -> QuarantineItem:
+    return QuarantineItem(
+        quarantine_id=row["quarantine_id"],
+        kind=row["kind"],
+        batch_id=_batch_id_of(row),
+        shard=row["shard"],
+        position=row["position"],
+        principal_id=row["principal_id"],
+        table_ids=tuple(row["table_ids"]),
+        rows=row["rows"],
+        reason=row["reason"],
+        attempts=row["attempts"],
+        created_at=row["created_at"],
+        successor_batch_id=row["successor_batch_id"],
+        payload=row["payload"] or b"",
+        target=row["target"],
+    )

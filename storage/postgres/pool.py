@@ -1,0 +1,118 @@
+"""Connections: what every session of ours is told, and pools that never pile up."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import asyncpg
+
+from lakebus.errors import StartRefused
+from storage.postgres.failures import connecting
+from storage.tables import SCHEMA
+
+#: Session settings of every role that locks (B11: a paused client is ended after 3 s) and writes
+#: (A1: the server's own setting for synchronous_commit does not matter).
+_SESSION = {
+    "search_path": SCHEMA,
+    "synchronous_commit": "on",
+    "idle_in_transaction_session_timeout": "3000",
+    "timezone": "UTC",
+    "jit": "off",
+    # A function's static statements keep one generic plan; replanning per call costs more.
+    "plan_cache_mode": "force_generic_plan",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSettings:
+    """`*_ms` bound waiting: for a connection, and for one statement."""
+
+    size_max: int = 6
+    connect_ms: int = 5_000
+    statement_ms: int = 30_000
+
+
+class Pool:
+    """A small asyncpg pool that opens lazily and maps failures to lakebus errors."""
+
+    def __init__(self, dsn: str, *, name: str, settings: PoolSettings) -> None:
+        self._dsn = dsn
+        self._name = name
+        self._settings = settings
+        self._pool: asyncpg.Pool[asyncpg.Record] | None = None
+
+    async def open(self) -> None:
+        session = dict(_SESSION)
+        session["application_name"] = f"lakebus {self._name}"
+        session["statement_timeout"] = str(self._settings.statement_ms)
+        with connecting():
+            self._pool = await asyncpg.create_pool(
+                self._dsn,
+                min_size=0,
+                max_size=self._settings.size_max,
+                max_inactive_connection_lifetime=0,
+                timeout=self._settings.connect_ms / 1000,
+                command_timeout=self._settings.statement_ms / 1000 + 2,
+                server_settings=session,
+                init=_teach_json,
+                # Nothing of ours changes session state, so the reset query would be a wasted trip.
+                reset=_keep_session,
+            )
+
+    async def close(self) -> None:
+        if self._pool is not None:
+            pool, self._pool = self._pool, None
+            pool.terminate()
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[asyncpg.pool.PoolConnectionProxy[asyncpg.Record]]:
+        """A connection for one call or a few. Raises Unavailable when none is to be had in time."""
+
+        if self._pool is None:
+            raise RuntimeError(f"the pool {self._name} is not open")
+        with connecting():
+            connection = await self._pool.acquire(timeout=self._settings.connect_ms / 1000)
+        try:
+            yield connection
+        finally:
+            await self._pool.release(connection)
+
+
+async def _teach_json(connection: asyncpg.Connection[asyncpg.Record]) -> None:
+    await connection.set_type_codec(
+        "jsonb", encoder=json.dumps, decoder=json.loads, schema="pg_catalog", format="text"
+    )
+
+
+async def _keep_session(_connection: asyncpg.Connection[asyncpg.Record]) -> None:
+    return None
+
+
+async def refuse_unsafe_server(pool: Pool) -> None:
+    """Raises StartRefused on a server whose settings would break durability (contract A1)."""
+
+    async with pool.connection() as connection:
+        with connecting():
+            rows = await connection.fetch(
+                "SELECT name, setting FROM pg_settings"
+                " WHERE name IN ('fsync', 'full_page_writes', 'server_version_num')"
+            )
+    settings = {row["name"]: row["setting"] for row in rows}
+    if settings["fsync"] != "on":
+        raise StartRefused(
+            "PostgreSQL runs with fsync=off, so a power failure would lose acknowledged rows: set "
+            "fsync=on in postgresql.conf, restart PostgreSQL, then start lakebus again"
+        )
+    if settings["full_page_writes"] != "on":
+        raise StartRefused(
+            "PostgreSQL runs with full_page_writes=off, so a power failure could damage pages: set "
+            "full_page_writes=on in postgresql.conf, restart PostgreSQL, then start lakebus again"
+        )
+    major = int(settings["server_version_num"]) // 10_000
+    if major < 15:
+        raise StartRefused(
+            f"PostgreSQL {major} is too old: lakebus works with 15 to 18; point the DSN at one"
+        )

@@ -1,0 +1,74 @@
+"""Purging the bus: rotate what is full, empty what is terminal, trim what is old (B10).
+
+Each step is one call in a transaction of its own; the functions carry a lock timeout of 50 ms.
+Giving up is a normal outcome: a lock held by a backup or a report delays purging, never ingest.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+
+import asyncpg
+
+from storage.bus.interface import PurgeReport
+from storage.bus.settings import BusSettings
+from storage.files.objects import ObjectStore
+from storage.postgres.failures import reading
+from storage.postgres.pool import Pool
+from storage.tables import KEY_RING, SEGMENT_RING
+
+LOG_ROWS_A_STEP = 2_000
+
+
+class _Steps:
+    """Runs the steps and remembers whether one gave up on a lock."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self.gave_up_on_lock = False
+
+    async def call(self, statement: str, *arguments: object) -> asyncpg.Record | None:
+        async with self._pool.connection() as connection:
+            with reading():  # repeating a step is safe: it looks at the state again
+                try:
+                    return await connection.fetchrow(statement, *arguments)
+                except asyncpg.LockNotAvailableError:
+                    self.gave_up_on_lock = True
+                    return None
+
+    async def truth(self, statement: str, *arguments: object) -> bool:
+        row = await self.call(statement, *arguments)
+        return row is not None and bool(row[0])
+
+
+async def purge(
+    pool: Pool, *, settings: BusSettings, object_store: ObjectStore | None
+) -> PurgeReport:
+    """One pass over rings, key generations and the log."""
+
+    window = dt.timedelta(seconds=settings.idempotency_window_s)
+    steps = _Steps(pool)
+    segments = [
+        await steps.truth("SELECT truncate_segments($1)", ring) for ring in range(SEGMENT_RING)
+    ]
+    await steps.truth(
+        "SELECT rotate_segments($1, $2)",
+        settings.segment_ring_rotate_bytes,
+        dt.timedelta(seconds=settings.segment_ring_rotate_age_s),
+    )
+    keys = [await steps.truth("SELECT truncate_keys($1, $2)", ring, window) for ring in range(KEY_RING)]
+    await steps.truth("SELECT rotate_keys($1)", window)
+    trimmed = await steps.call("SELECT * FROM trim_log($1, $2)", window, LOG_ROWS_A_STEP)
+    payload_keys = list(trimmed["payload_keys"]) if trimmed is not None else []
+    if object_store is not None:
+        # The rows are gone first: a crash in between leaves objects nobody names, never a name
+        # without its object.
+        for key in payload_keys:
+            await object_store.delete(key)
+    return PurgeReport(
+        segments_truncated=sum(segments),
+        key_generations_truncated=sum(keys),
+        log_rows_deleted=trimmed["rows_deleted"] if trimmed is not None else 0,
+        objects_deleted=len(payload_keys) if object_store is not None else 0,
+        gave_up_on_lock=steps.gave_up_on_lock,
+    )

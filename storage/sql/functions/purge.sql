@@ -1,0 +1,132 @@
+-- Purging. Never removes what is not terminal, never waits longer than 50 ms for a lock (B10): each
+-- function carries its own lock_timeout and is called in a transaction of its own. Giving up (error
+-- 55P03) is a normal answer: a lock held by a backup delays purging, never ingest.
+
+-- rotate_segments: the next empty ring becomes the one appends write to.
+CREATE OR REPLACE FUNCTION rotate_segments(p_bytes_max bigint, p_age_max interval)
+RETURNS boolean LANGUAGE plpgsql
+SET lock_timeout = '50ms' AS $$
+DECLARE
+    v_state bus_state;
+    v_next integer;
+    v_empty boolean;
+    v_size bigint;
+BEGIN
+    SELECT * INTO v_state FROM bus_state;
+    v_next := (v_state.segment_ring + 1) % 4;
+    v_size := pg_table_size(format('bus_segment_%s', v_state.segment_ring)::regclass);
+    IF v_size < p_bytes_max AND clock_timestamp() < v_state.segment_ring_since + p_age_max
+       OR v_size < 65536 THEN
+        RETURN false;
+    END IF;
+    EXECUTE format('SELECT NOT EXISTS (SELECT 1 FROM bus_segment_%s)', v_next) INTO v_empty;
+    IF NOT v_empty THEN
+        RETURN false;
+    END IF;
+    PERFORM pg_advisory_xact_lock(7201, 0);
+    UPDATE bus_state SET segment_ring = v_next, segment_ring_since = clock_timestamp()
+     WHERE segment_ring = v_state.segment_ring;
+    UPDATE bus_ring r SET left_at = clock_timestamp(), terminal_at = NULL, left_positions =
+        (SELECT array_agg(s.next_append ORDER BY s.shard) FROM bus_shard s)
+     WHERE r.kind = 'segment' AND r.ring = v_state.segment_ring;
+    RETURN FOUND;
+END $$;
+
+-- truncate_segments: empties a ring that was left and whose every entry is terminal.
+CREATE OR REPLACE FUNCTION truncate_segments(p_ring integer) RETURNS boolean LANGUAGE plpgsql
+SET lock_timeout = '50ms' AS $$
+DECLARE
+    v_filled boolean;
+BEGIN
+    PERFORM 1 FROM bus_ring r, bus_state s, lake h
+      WHERE r.kind = 'segment' AND r.ring = p_ring AND s.segment_ring <> p_ring
+        AND r.left_at IS NOT NULL
+        AND NOT EXISTS (SELECT 1 FROM unnest(r.left_positions, h.watermark)
+                                 AS m (needed, reached) WHERE m.reached < m.needed);
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    EXECUTE format('SELECT EXISTS (SELECT 1 FROM bus_segment_%s)', p_ring) INTO v_filled;
+    IF v_filled THEN
+        EXECUTE format('TRUNCATE bus_segment_%s', p_ring);
+    END IF;
+    UPDATE bus_ring r SET left_at = NULL, left_positions = NULL
+     WHERE r.kind = 'segment' AND r.ring = p_ring;
+    RETURN v_filled;
+END $$;
+
+-- rotate_keys: the next empty key generation becomes the one appends write to.
+CREATE OR REPLACE FUNCTION rotate_keys(p_window interval) RETURNS boolean LANGUAGE plpgsql
+SET lock_timeout = '50ms' AS $$
+DECLARE
+    v_state bus_state;
+    v_next integer;
+    v_empty boolean;
+BEGIN
+    SELECT * INTO v_state FROM bus_state;
+    v_next := (v_state.key_ring + 1) % 3;
+    IF clock_timestamp() < v_state.key_ring_since + p_window THEN
+        RETURN false;
+    END IF;
+    EXECUTE format('SELECT NOT EXISTS (SELECT 1 FROM idem_%s)', v_next) INTO v_empty;
+    IF NOT v_empty THEN
+        RETURN false;
+    END IF;
+    PERFORM pg_advisory_xact_lock(7201, 0);
+    UPDATE bus_state SET key_ring = v_next, key_ring_since = clock_timestamp()
+     WHERE key_ring = v_state.key_ring;
+    UPDATE bus_ring r SET left_at = clock_timestamp(), terminal_at = NULL, left_positions =
+        (SELECT array_agg(s.next_append ORDER BY s.shard) FROM bus_shard s)
+     WHERE r.kind = 'key' AND r.ring = v_state.key_ring;
+    UPDATE bus_ring r SET began_at = clock_timestamp() WHERE r.kind = 'key' AND r.ring = v_next;
+    RETURN true;
+END $$;
+
+-- truncate_keys: empties a generation that was left, once every entry of it has been terminal for a
+-- whole window, as first noted by terminal_at: the window counts from the later of acceptance and
+-- the terminal time (A13).
+CREATE OR REPLACE FUNCTION truncate_keys(p_ring integer, p_window interval)
+RETURNS boolean LANGUAGE plpgsql
+SET lock_timeout = '50ms' AS $$
+DECLARE
+    v_filled boolean;
+    v_positions bigint[];
+BEGIN
+    UPDATE bus_ring r SET terminal_at = clock_timestamp() FROM lake h
+     WHERE r.kind = 'key' AND r.ring = p_ring AND r.left_at IS NOT NULL AND r.terminal_at IS NULL
+       AND NOT EXISTS (SELECT 1 FROM unnest(r.left_positions, h.watermark)
+                                AS m (needed, reached) WHERE m.reached < m.needed);
+    SELECT r.left_positions INTO v_positions FROM bus_ring r, bus_state s
+      WHERE r.kind = 'key' AND r.ring = p_ring AND s.key_ring <> p_ring AND r.left_at IS NOT NULL
+        AND clock_timestamp() > greatest(r.left_at, r.terminal_at) + p_window;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    EXECUTE format('SELECT EXISTS (SELECT 1 FROM idem_%s)', p_ring) INTO v_filled;
+    IF v_filled THEN
+        EXECUTE format('TRUNCATE idem_%s', p_ring);
+    END IF;
+    UPDATE bus_ring r SET began_at = NULL, left_at = NULL, left_positions = NULL, terminal_at = NULL
+     WHERE r.kind = 'key' AND r.ring = p_ring;
+    RETURN v_filled;
+END $$;
+
+-- trim_log: removes old log rows in small batches: terminal, older than a window, and accepted
+-- before the oldest key generation that still holds keys began, so that no key points at them.
+-- Answers how many rows went and which payload objects can be deleted.
+CREATE OR REPLACE FUNCTION trim_log(
+    p_window interval, p_limit integer, OUT rows_deleted integer, OUT payload_keys text[]
+) LANGUAGE sql AS $$
+    WITH old AS (
+        SELECT l.shard, l.lo FROM bus_log l, lake h
+         WHERE l.hi <= h.watermark[l.shard + 1]
+           AND l.accepted_at < clock_timestamp() - p_window
+           AND l.accepted_at < (SELECT min(r.began_at) FROM bus_ring r WHERE r.kind = 'key')
+         ORDER BY l.shard, l.lo LIMIT p_limit),
+    gone AS (
+        DELETE FROM bus_log l USING old o WHERE l.shard = o.shard AND l.lo = o.lo
+        RETURNING l.payload_key)
+    SELECT count(*)::integer,
+           coalesce(array_agg(payload_key) FILTER (WHERE payload_key IS NOT NULL), '{}')
+      FROM gone
+$$;
