@@ -131,7 +131,7 @@ data_file = sa.Table(
     _required("rows", sa.BigInteger),
     _required("size_bytes", sa.BigInteger),
     _required("sha256", sa.Text),
-    _required("statistics", pg.JSONB),
+    _required("statistics", sa.Text),
     sa.Index("data_file_first_snapshot_idx", "first_snapshot"),
     sa.Index(
         "data_file_last_snapshot_idx",

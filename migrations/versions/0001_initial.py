@@ -223,7 +223,7 @@ def upgrade() -> None:
         sa.Column("rows", sa.BigInteger(), nullable=False),
         sa.Column("size_bytes", sa.BigInteger(), nullable=False),
         sa.Column("sha256", sa.Text(), nullable=False),
-        sa.Column("statistics", postgresql.JSONB(astext_type=sa.Text()), nullable=False),
+        sa.Column("statistics", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("file_id", name=op.f("data_file_pkey")),
         schema="lakebus",
     )

@@ -34,7 +34,7 @@ class PostgresLake:
         bus_settings: BusSettings,
         object_store: ObjectStore | None,
     ) -> None:
-        self._pools = (general, appends, renewals)
+        self.pools = (general, appends, renewals)
         self.identity = identity
         self.codec = TokenCodec(identity.token_secret)
         self.bus = PostgresBus(
@@ -104,7 +104,7 @@ class PostgresLake:
 
     async def close(self) -> None:
         await self.bus.close()
-        for pool in self._pools:
+        for pool in self.pools:
             await pool.close()
 
 

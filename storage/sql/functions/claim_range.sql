@@ -79,6 +79,8 @@ BEGIN
             FOR v_log IN SELECT l.lo, l.hi, l.entry_bytes FROM bus_log l
                           WHERE l.shard = v_shard AND l.hi > v_next AND l.lo >= v_next - 32767
                           ORDER BY l.lo LIMIT p_entries_max + 1 LOOP
+                -- Positions are dense; a hole would mean damage, and nothing is claimed over it.
+                EXIT ranges WHEN v_log.lo > v_lease.hi;
                 FOR v_place IN greatest(v_next - v_log.lo, 0) + 1 .. v_log.hi - v_log.lo LOOP
                     EXIT ranges WHEN v_count > 0
                         AND (v_count >= p_entries_max

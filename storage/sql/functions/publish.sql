@@ -96,7 +96,7 @@ BEGIN
         SELECT (f ->> 'file_id')::uuid, (f ->> 'table_id')::integer,
                (f ->> 'schema_version')::integer, publish.snapshot_id, f ->> 'object_key',
                (f ->> 'rows')::bigint, (f ->> 'size_bytes')::bigint, f ->> 'sha256',
-               f -> 'statistics'
+               f ->> 'statistics'
           FROM unnest(v_accepted) c, jsonb_array_elements(c -> 'files') f
         RETURNING table_id, rows, size_bytes),
     by_table AS (

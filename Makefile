@@ -1,0 +1,55 @@
+# `make help` lists what there is. Every target makes its own environment from the locked requirements.
+
+VENV ?= .venv
+# The first Python of the machine that is new enough; `make PYTHON=... test` names another.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; exit; }; \
+	done; echo python3)
+BIN := $(VENV)/bin
+LOCKS := $(wildcard requirements/*.txt) requirements/install.py pyproject.toml
+PYTEST_ARGUMENTS ?=
+CHECKED := lakebus storage actors serve_app cluster migrations tests
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format bench docs lock clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+demo: $(VENV)/.runtime ## Start everything, stream real flights in, ask questions, stop again
+	$(BIN)/lakebus demo
+
+test: $(VENV)/.dev ## Run every test
+	$(BIN)/python -m pytest $(PYTEST_ARGUMENTS)
+
+check: $(VENV)/.dev ## Lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy $(CHECKED)
+
+format: $(VENV)/.dev ## Format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.dev ## Run the benchmarks
+	$(BIN)/python -m benchmarks
+
+docs: $(VENV)/.runtime ## Write the generated parts of the documentation
+	$(BIN)/python -m cluster.generated_docs
+
+clean: ## Remove the environment and caches (never data)
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# Locks are made with pip-tools on the oldest Python that is supported.
+COMPILE := pip-compile --quiet --generate-hashes --strip-extras --allow-unsafe \
+	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host
+lock: ## Renew the locked requirements (needs pip-tools)
+	cd requirements && for name in build runtime dev; do $(COMPILE) -o $$name.txt $$name.in || exit 1; done
+
+$(VENV)/.runtime: $(LOCKS)
+	@$(PYTHON) requirements/install.py $(VENV)
+	@touch $@
+
+$(VENV)/.dev: $(LOCKS)
+	@$(PYTHON) requirements/install.py $(VENV) --dev
+	@touch $(VENV)/.runtime $@

@@ -1,0 +1,117 @@
+"""How fast a loop may go: linger under load, back off after failures."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+
+from lakebus.clock import Clock
+
+
+class Linger:
+    """Least time between two beginnings under load, none after idle.
+
+    Load is what was begun within the last linger: a lone writer that waits for its rows before it
+    writes again sees no linger; eight such writers do, because one range then serves them all.
+    """
+
+    def __init__(self, *, linger_s: float, entries_min: int, clock: Clock) -> None:
+        self._linger_s = linger_s
+        self._entries_min = entries_min
+        self._clock = clock
+        self._begun: deque[tuple[float, int]] = deque()
+
+    def begin(self, entries: int) -> None:
+        self._begun.append((self._clock.monotonic_s(), entries))
+
+    def carry(self, entries: int) -> None:
+        """Adds to what was begun last, without beginning anew."""
+
+        began_s, before = self._begun.pop() if self._begun else (self._clock.monotonic_s(), 0)
+        self._begun.append((began_s, before + entries))
+
+    def delay_s(self) -> float:
+        """How long to wait before the next beginning."""
+
+        now, begun = self._clock.monotonic_s(), self._begun
+        while begun and begun[0][0] <= now - self._linger_s:
+            begun.popleft()
+        if not begun or sum(entries for _, entries in begun) < self._entries_min:
+            return 0.0
+        return begun[-1][0] + self._linger_s - now
+
+
+class ClaimPace:
+    """Rounds of claims: one a shard, back to back; then, under load, a linger.
+
+    A range that is large already says that there is a backlog: then nothing lingers.
+    """
+
+    def __init__(
+        self, *, shards: int, linger: Linger, entries_large: int, bytes_large: int
+    ) -> None:
+        self._shards = shards
+        self._linger = linger
+        self._entries_large = entries_large
+        self._bytes_large = bytes_large
+        self._seen: set[int] = set()
+        self._over = True
+        self._backlog = False
+
+    def claimed(self, shard: int, entries: int) -> None:
+        if self._over:
+            self._seen.clear()
+            self._linger.begin(0)
+        again = shard in self._seen
+        self._seen.add(shard)
+        self._linger.carry(entries)
+        self._over = again or len(self._seen) >= self._shards
+        self._backlog = entries >= self._entries_large
+
+    def nothing_claimed(self) -> None:
+        self._over = True
+        self._backlog = False
+
+    def note_bytes(self, range_bytes: int) -> None:
+        """The size of the last claimed range, once it is known."""
+
+        self._backlog = self._backlog or range_bytes >= self._bytes_large
+
+    def delay_s(self) -> float:
+        return self._linger.delay_s() if self._over and not self._backlog else 0.0
+
+
+class Backoff:
+    """Doubling waits with jitter, so that many workers do not come back at one moment."""
+
+    def __init__(self, *, first_s: float, most_s: float, clock: Clock, seed: int = 0) -> None:
+        self._first_s = first_s
+        self._most_s = most_s
+        self._clock = clock
+        self._random = random.Random(seed or None)
+        self._until_s = float("-inf")
+        self._since_s: float | None = None
+        self.failures = 0
+
+    def fail(self) -> float:
+        """Counts a failure; returns how long to wait now."""
+
+        now = self._clock.monotonic_s()
+        if self._since_s is None:
+            self._since_s = now
+        whole = min(self._most_s, self._first_s * 2.0 ** min(self.failures, 30))
+        self.failures += 1
+        wait_s = whole * self._random.uniform(0.5, 1.0)
+        self._until_s = now + wait_s
+        return wait_s
+
+    def succeed(self) -> None:
+        self.failures = 0
+        self._since_s = None
+        self._until_s = float("-inf")
+
+    def delay_s(self) -> float:
+        return max(0.0, self._until_s - self._clock.monotonic_s())
+
+    def failing_for_s(self) -> float:
+        return 0.0 if self._since_s is None else self._clock.monotonic_s() - self._since_s

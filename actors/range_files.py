@@ -1,0 +1,225 @@
+"""From a claimed range to Parquet bytes, one file a table: pure work without I/O, for a thread.
+
+Rows stand in order of (position, row in entry) and carry (shard, position, row in entry) as hidden
+columns (contract D12). `$row` counts through all parts of an entry, so (shard, position, row) names
+one row of the lake whatever its table.
+
+A range may hold rows of one table that were checked against several schema versions, but there is
+one write intent and so one file a table. All rows are brought to the newest version in the range:
+columns are matched by id, later ones are null, and types are widened. Nothing is lost that any
+snapshot could show, because the newer version was published before the range is. Where a cast does
+not fit, the range fails as a whole, and its halves are tried (B8).
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from lakebus.errors import Fault
+from lakebus.schemas import POSITION_COLUMN, ROW_COLUMN, SHARD_COLUMN, TableSchema
+from storage.bus.interface import ClaimedSegment
+from storage.files.parquet import EncodedFile
+from storage.rows.segment import decode_segment, single_entry_segment
+from storage.rows.types import parse_type
+
+SchemaKey = tuple[int, int]
+EncodeFile = Callable[[TableSchema, pa.Table], EncodedFile]
+
+
+class SchemasNeeded(Fault):
+    """Schema versions that must be fetched before the range can be encoded. Member `keys`."""
+
+
+@dataclass(frozen=True, slots=True)
+class RangeEntry:
+    """One entry of a claimed range: where it is and where its bytes are."""
+
+    position: int
+    segment: ClaimedSegment
+    place: int
+
+    @property
+    def index(self) -> bytes:
+        return self.segment.entry_indexes[self.place]
+
+
+@dataclass(frozen=True, slots=True)
+class TableFile:
+    """The encoded rows of one table."""
+
+    table_id: int
+    schema_version: int
+    encoded: EncodedFile
+
+
+@dataclass(slots=True)
+class _Slices:
+    """The rows of one table in a range: batches in order, and for each its place in the range."""
+
+    batches: list[pa.RecordBatch]
+    versions: list[int]
+    positions: list[int]
+    first_rows: list[int]
+
+
+def entries_of(segments: Sequence[ClaimedSegment]) -> list[RangeEntry]:
+    return [
+        RangeEntry(position=segment.lo + place, segment=segment, place=place)
+        for segment in segments
+        for place in range(segment.hi - segment.lo)
+    ]
+
+
+def encode_range(
+    shard: int,
+    entries: Sequence[RangeEntry],
+    schemas: Mapping[SchemaKey, TableSchema],
+    encode: EncodeFile,
+) -> list[TableFile]:
+    """One file a table with rows. Raises SchemasNeeded, and whatever the rows make the codecs
+    raise."""
+
+    slices = _slice_by_table(entries)
+    missing = {
+        (table_id, version)
+        for table_id, found in slices.items()
+        for version in found.versions
+        if (table_id, version) not in schemas
+    }
+    if missing:
+        raise SchemasNeeded("schema versions are not known here yet", keys=missing)
+    files = []
+    for table_id, found in slices.items():
+        target = schemas[table_id, max(found.versions)]
+        rows = _with_hidden_columns(shard, found, _assemble(found, target))
+        files.append(TableFile(table_id, target.version, encode(target, rows)))
+    return files
+
+
+def _slice_by_table(entries: Sequence[RangeEntry]) -> dict[int, _Slices]:
+    slices: dict[int, _Slices] = {}
+    segment, decoded = None, None
+    for entry in entries:
+        if decoded is None or entry.segment is not segment:
+            segment, decoded = entry.segment, decode_segment(entry.segment.payload)
+        row = 0
+        for part in decoded.parts(entry.index):
+            found = slices.get(part.table_id)
+            if found is None:
+                found = slices[part.table_id] = _Slices([], [], [], [])
+            found.batches.append(part.batch)
+            found.versions.append(part.schema_version)
+            found.positions.append(entry.position)
+            found.first_rows.append(row)
+            row += part.batch.num_rows
+    return slices
+
+
+def _assemble(found: _Slices, target: TableSchema) -> pa.Table:
+    """All batches of a table as one, in the shape of `target`, order kept."""
+
+    first = found.batches[0].schema
+    if len(set(found.versions)) == 1 and all(b.schema.equals(first) for b in found.batches):
+        return pa.Table.from_batches(found.batches).combine_chunks()
+    runs = [bring_to(pa.Table.from_batches([batch]), target) for batch in found.batches]
+    return pa.concat_tables(runs).combine_chunks()
+
+
+def bring_to(rows: pa.Table, target: TableSchema) -> pa.Table:
+    """Rows checked against an older schema version in the shape of `target`, by column id."""
+
+    known = set(rows.schema.names)
+    columns, fields = [], []
+    for column in target.columns:
+        name, kind = str(column.column_id), parse_type(column.type).arrow
+        if name in known:
+            values = rows.column(name)
+            columns.append(values if values.type == kind else values.cast(kind))
+        else:
+            columns.append(pa.nulls(rows.num_rows, kind))
+        fields.append(pa.field(name, kind))
+    return pa.table(columns, schema=pa.schema(fields))
+
+
+def _with_hidden_columns(shard: int, found: _Slices, rows: pa.Table) -> pa.Table:
+    counts = [batch.num_rows for batch in found.batches]
+    positions, numbers = array("q"), array("i")
+    ramp = array("i", range(max(counts, default=0)))
+    for position, first_row, count in zip(found.positions, found.first_rows, counts, strict=True):
+        positions.extend(array("q", (position,)) * count)
+        numbers.extend(
+            array("i", range(first_row, first_row + count)) if first_row else ramp[:count]
+        )
+    hidden = (
+        (SHARD_COLUMN, pa.int16(), pa.repeat(pa.scalar(shard, pa.int16()), rows.num_rows)),
+        (POSITION_COLUMN, pa.int64(), _column(pa.int64(), positions)),
+        (ROW_COLUMN, pa.int32(), _column(pa.int32(), numbers)),
+    )
+    for name, kind, values in hidden:
+        rows = rows.append_column(pa.field(name, kind, nullable=False), values)
+    return rows
+
+
+def _column(kind: pa.DataType, values: array[int]) -> pa.Array:
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(values)])
+
+
+def reason_of(error: BaseException) -> str:
+    """An error as it is stored with an entry: short, and text that every database takes."""
+
+    text = f"{type(error).__name__}: {error}"[:500].replace("\x00", "\\0")
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def single_payload(payload: bytes, index: bytes) -> bytes:
+    """One entry of a segment as a payload of its own."""
+
+    return single_entry_segment(decode_segment(payload).parts(index))
+
+
+def bad_entries(
+    entries: Sequence[RangeEntry],
+    trial: Callable[[Sequence[RangeEntry]], object],
+    *,
+    verdicts: tuple[type[Exception], ...],
+    limit: int,
+) -> dict[int, str]:
+    """The entries that fail alone, twice in the same way, by halving; position → reason.
+
+    Returns an empty dict when none fails alone (the range fails only as a whole), and gives up with
+    the last error when more than `limit` do.
+    """
+
+    found: dict[int, str] = {}
+    pending: list[Sequence[RangeEntry]] = [entries]
+    while pending:
+        group = pending.pop()
+        reason = _failure(group, trial, verdicts)
+        if reason is None:
+            continue
+        if len(group) > 1:
+            half = len(group) // 2
+            pending += [group[half:], group[:half]]
+        elif reason == _failure(group, trial, verdicts):
+            found[group[0].position] = reason
+            if len(found) > limit:
+                raise Fault(f"more than {limit} entries of a range cannot be encoded: {reason}")
+    return found
+
+
+def _failure(
+    group: Collection[RangeEntry],
+    trial: Callable[[Sequence[RangeEntry]], object],
+    verdicts: tuple[type[Exception], ...],
+) -> str | None:
+    try:
+        trial(list(group))
+    except MemoryError:
+        raise
+    except verdicts as error:
+        return reason_of(error)
+    return None

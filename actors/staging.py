@@ -1,0 +1,280 @@
+"""Staging: writes the files of a claimed range, which nobody sees before they are published (C6).
+
+An entry is set aside only on a deterministic verdict about it (B8): decoding or encoding fails for
+that entry alone, twice in the same way, while a canary of known good rows goes through the same
+code. When the canary fails, or more entries fail than is likely, the fault is taken to be ours and
+the range is given back whole. Whatever the object store raises never counts against an entry.
+
+Every file gets a name that was never used: the id of its write intent, fresh with each claim.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import pyarrow as pa
+
+from actors.extract_entry import EXTRACT_MODULE, pack_request
+from actors.range_files import (
+    EncodeFile,
+    RangeEntry,
+    SchemaKey,
+    SchemasNeeded,
+    TableFile,
+    bad_entries,
+    encode_range,
+    entries_of,
+    single_payload,
+)
+from actors.settings import RoleSettings
+from lakebus.clock import Clock, new_uuid
+from lakebus.errors import Corrupt, Fault, FixRequest
+from lakebus.schemas import Column, TableSchema
+from lakebus.snapshots import DataFile
+from lakebus.telemetry import Metrics
+from storage.bus.interface import Claim, ClaimedSegment
+from storage.catalog.interface import Catalog, QuarantinedEntry
+from storage.files.objects import ObjectStore
+
+_LOG = logging.getLogger(__name__)
+_Result = TypeVar("_Result")
+
+#: What decoding and encoding raise because of the bytes they were given. Anything else (a missing
+#: attribute, no memory) says more about us than about the entry, and goes the slow way: nack.
+VERDICTS: tuple[type[Exception], ...] = (
+    Corrupt,
+    FixRequest,
+    ValueError,
+    ArithmeticError,
+    pa.ArrowException,
+)
+
+_EXTRACT_TIMEOUT_S = 20.0
+_CANARY_SCHEMA = TableSchema(
+    table_id=0, name="canary", version=1, columns=(Column(column_id=1, name="n", type="bigint"),)
+)
+
+
+class EncoderUnsound(Fault):
+    """Known good rows cannot be encoded or stored here: this process is at fault, not the rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """The files of a range, and the entries left out of them for good."""
+
+    files: tuple[DataFile, ...]
+    quarantined: tuple[QuarantinedEntry, ...]
+    entries: int
+    range_bytes: int
+
+    @property
+    def rows(self) -> int:
+        return sum(file.rows for file in self.files)
+
+
+class Stager:
+    """Shared by all ranges of one coordinator. `encode` is `storage.files.parquet`'s."""
+
+    def __init__(
+        self,
+        *,
+        catalog: Catalog,
+        store: ObjectStore,
+        encode: EncodeFile,
+        settings: RoleSettings,
+        clock: Clock,
+        metrics: Metrics,
+    ) -> None:
+        self._catalog = catalog
+        self._store = store
+        self._encode = encode
+        self._settings = settings
+        self._clock = clock
+        self._metrics = metrics
+        self._schemas: dict[SchemaKey, TableSchema] = {}
+        self._pool = ThreadPoolExecutor(settings.encode_threads, thread_name_prefix="encode")
+
+    def close(self) -> None:
+        """Ends the threads; one that is stuck in native code is not waited for."""
+
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def stage(self, claim: Claim, segments: Sequence[ClaimedSegment]) -> Staged:
+        """Writes the files of the range.
+
+        Raises Unavailable (store or catalog), EncoderUnsound, and what a range raises that fails
+        only as a whole.
+        """
+
+        began_s = self._clock.monotonic_s()
+        entries = entries_of(segments)
+        quarantined: tuple[QuarantinedEntry, ...] = ()
+        try:
+            encoded = await self._encode_entries(claim.lease.shard, entries)
+        except VERDICTS as error:
+            if isinstance(error, MemoryError):
+                raise
+            quarantined = await self._judge(claim, entries, error)
+            bad = {entry.position for entry in quarantined}
+            rest = [entry for entry in entries if entry.position not in bad]
+            encoded = await self._encode_entries(claim.lease.shard, rest)
+        files = await self._put_all(claim, encoded)
+        self._metrics.observe("lakebus_stage_seconds", self._clock.monotonic_s() - began_s)
+        return Staged(files, quarantined, len(entries), _range_bytes(segments))
+
+    async def set_aside(self, claim: Claim, segments: Sequence[ClaimedSegment]) -> Staged:
+        """The doomed entry of a claim as a quarantined one, without ever decoding it in here."""
+
+        reason = claim.last_error or "it ended every worker that tried it"
+        attempts = claim.attempt
+        quarantined = [
+            QuarantinedEntry(
+                entry.position, reason, attempts, await self._extract_apart(entry), by_crash=True
+            )
+            for entry in entries_of(segments)
+        ]
+        return Staged((), tuple(quarantined), len(quarantined), _range_bytes(segments))
+
+    async def prove(self) -> None:
+        """The canary: known good rows through the encoder and the store (B8).
+
+        Raises EncoderUnsound, or Unavailable when it is the store that does not answer.
+        """
+
+        encoded = await self._run(self._canary_bytes)
+        key = f"canary/{new_uuid()}.parquet"
+        await self._store.put_new(key, encoded)
+        await self._store.delete(key)
+
+    async def _encode_entries(self, shard: int, entries: Sequence[RangeEntry]) -> list[TableFile]:
+        while True:
+            try:
+                # In a thread however small it is: that costs 0.13 ms, and an entry that makes a
+                # codec spin must not stop the renewals of its neighbours.
+                return await self._run(encode_range, shard, entries, self._schemas, self._encode)
+            except SchemasNeeded as needed:
+                await self._learn(needed.members["keys"])
+
+    async def _learn(self, keys: set[SchemaKey]) -> None:
+        """Fetches schema versions; they never change, so they are kept."""
+
+        for table_id, version in keys:
+            schema = await self._catalog.schema_version(table_id, version)
+            if schema is None:
+                raise Fault(f"the catalog does not know version {version} of table {table_id}")
+            self._schemas[table_id, version] = schema
+
+    async def _judge(
+        self, claim: Claim, entries: Sequence[RangeEntry], error: Exception
+    ) -> tuple[QuarantinedEntry, ...]:
+        """Which entries are at fault. Raises `error` when none is, alone."""
+
+        await self._run(self._canary_bytes)
+        shard = claim.lease.shard
+
+        def trial(group: Sequence[RangeEntry]) -> object:
+            return encode_range(shard, group, self._schemas, self._encode)
+
+        while True:
+            try:
+                reasons = await self._run(self._find_bad, entries, trial)
+                break
+            except SchemasNeeded as needed:  # of entries behind the one that failed
+                await self._learn(needed.members["keys"])
+        if not reasons:
+            raise error
+        for position, reason in reasons.items():
+            _LOG.error("entry %d of shard %d cannot be stored: %s", position, shard, reason)
+        found = [
+            QuarantinedEntry(
+                position=entry.position,
+                reason=reasons[entry.position],
+                attempts=claim.attempt + 1,
+                payload=await self._run(_single_payload, entry),
+            )
+            for entry in entries
+            if entry.position in reasons
+        ]
+        return tuple(found)
+
+    def _find_bad(
+        self, entries: Sequence[RangeEntry], trial: Callable[[Sequence[RangeEntry]], object]
+    ) -> dict[int, str]:
+        return bad_entries(entries, trial, verdicts=VERDICTS, limit=self._settings.verdicts_max)
+
+    def _canary_bytes(self) -> bytes:
+        rows = pa.table({"1": pa.array([1, 2, 3], pa.int64())})
+        hidden = {"$shard": pa.int16(), "$position": pa.int64(), "$row": pa.int32()}
+        for name, kind in hidden.items():
+            field = pa.field(name, kind, nullable=False)
+            rows = rows.append_column(field, pa.array([0, 0, 0], kind))
+        try:
+            return self._encode(_CANARY_SCHEMA, rows).data
+        except Exception as error:
+            raise EncoderUnsound(f"known good rows cannot be encoded: {error}") from error
+
+    async def _put_all(self, claim: Claim, encoded: Sequence[TableFile]) -> tuple[DataFile, ...]:
+        if len(encoded) == 1:
+            return (await self._put(claim, encoded[0]),)
+        return tuple(await asyncio.gather(*(self._put(claim, file) for file in encoded)))
+
+    async def _put(self, claim: Claim, file: TableFile) -> DataFile:
+        file_id = claim.file_ids[file.table_id]
+        key = f"tables/{file.table_id}/{file_id}.parquet"
+        await self._store.put_new(key, file.encoded.data)
+        self._metrics.count("lakebus_staged_files_total")
+        self._metrics.count("lakebus_staged_bytes_total", file.encoded.size_bytes)
+        return DataFile(
+            file_id=file_id,
+            table_id=file.table_id,
+            schema_version=file.schema_version,
+            object_key=key,
+            rows=file.encoded.rows,
+            size_bytes=file.encoded.size_bytes,
+            sha256=file.encoded.sha256,
+            statistics=file.encoded.statistics,
+        )
+
+    async def _extract_apart(self, entry: RangeEntry) -> bytes:
+        """The entry's bytes, cut out of its segment in a process of its own: what ended workers
+        before would end this one too. If that process ends as well, the whole segment is kept."""
+
+        return await self._run(_extract_in_child, entry)
+
+    async def _run(self, work: Callable[..., _Result], *arguments: object) -> _Result:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
+
+
+def _extract_in_child(entry: RangeEntry) -> bytes:
+    program = f"import sys; sys.path[:] = {sys.path!r}; import {EXTRACT_MODULE} as m; m.main()"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            input=pack_request(entry.segment.payload, entry.index),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=_EXTRACT_TIMEOUT_S,
+            check=True,
+        )
+    except subprocess.SubprocessError:
+        return entry.segment.payload
+    return done.stdout or entry.segment.payload
+
+
+def _single_payload(entry: RangeEntry) -> bytes:
+    try:
+        return single_payload(entry.segment.payload, entry.index)
+    except VERDICTS:  # damaged as a whole: then the whole is what is kept (B9)
+        return entry.segment.payload
+
+
+def _range_bytes(segments: Sequence[ClaimedSegment]) -> int:
+    return sum(sum(segment.entry_bytes) for segment in segments)

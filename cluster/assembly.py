@@ -1,0 +1,244 @@
+"""Puts the components of one process together: a role process, an ingest or a query replica.
+
+Each function is given the path of the stack's private settings file (`cluster.components`), opens
+what the process needs on the running loop, and closes it again in reverse order.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+from actors.backend import Backend
+from actors.hints import HintSender
+from cluster import components
+from lakebus.clock import SystemClock
+from lakebus.settings import Settings
+from lakebus.telemetry import NO_METRICS, NO_TRACING, Metrics, Tracing, open_tracing
+from serve_app.bodies import ByteBudget
+from serve_app.dependencies import Dependencies
+from serve_app.running import QueryDirectory, RunningQueries
+from storage.engine.engine import QueryEngine
+from storage.files.objects import LocalObjectStore
+from storage.ingesting.batches import BatchService
+from storage.ingesting.keyring import KeyRing
+from storage.ingesting.quarantine import QuarantineService
+from storage.ingesting.service import IngestService
+from storage.ingesting.table_cache import TableCache
+from storage.ingesting.table_service import TableService
+from storage.postgres import PostgresLake
+from storage.reading.barrier import Barrier
+from storage.reading.manifest import Manifest
+from storage.reading.planning import Planner
+from storage.reading.postgres_listener import PostgresHeadListener
+from storage.reading.query import QueryService
+from storage.reading.resolve import Resolver
+from storage.reading.watcher import HeadWatcher
+
+_log = logging.getLogger(__name__)
+
+#: An object that is never there: asking for it shows whether the store answers.
+_PROBE_KEY = "probe/readyz"
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """What every replica reads with."""
+
+    settings: Settings
+    store: LocalObjectStore
+    lake: PostgresLake
+    watcher: HeadWatcher
+    barrier: Barrier
+    manifest: Manifest
+    resolver: Resolver
+
+
+async def open_backend(path: str) -> Backend:
+    """One role process's view of the lake (`actors.backend.BackendFactory`)."""
+
+    settings = components.read_settings(path)
+    store = components.object_store(settings)
+    lake = await components.open_lake(settings, store)
+
+    async def close() -> None:
+        await lake.close()
+
+    return Backend(
+        bus=lake.bus,
+        catalog=lake.catalog,
+        store=store,
+        hints=lake.hints,
+        stack=lake.identity.lake_id.hex,
+        settings=components.role_settings(settings),
+        tracing=_tracing(settings, "roles"),
+        close=close,
+    )
+
+
+@asynccontextmanager
+async def api_dependencies(
+    path: str,
+    *,
+    metrics: Metrics = NO_METRICS,
+    status: Callable[[], Awaitable[Mapping[str, object]]] | None = None,
+    running: QueryDirectory | None = None,
+) -> AsyncIterator[Dependencies]:
+    """Everything but SQL."""
+
+    async with AsyncExitStack() as stack:
+        reading = await _open_reading(stack, path)
+        yield await _api(stack, reading, metrics=metrics, status=status, running=running)
+
+
+@asynccontextmanager
+async def query_dependencies(
+    path: str, *, metrics: Metrics = NO_METRICS
+) -> AsyncIterator[Dependencies]:
+    """SQL alone."""
+
+    async with AsyncExitStack() as stack:
+        reading = await _open_reading(stack, path)
+        yield await _query(stack, reading, metrics=metrics)
+
+
+@asynccontextmanager
+async def all_dependencies(
+    path: str, *, metrics: Metrics = NO_METRICS
+) -> AsyncIterator[Dependencies]:
+    """The whole API in one process."""
+
+    async with AsyncExitStack() as stack:
+        reading = await _open_reading(stack, path)
+        queries = await _query(stack, reading, metrics=metrics)
+        yield await _api(
+            stack,
+            reading,
+            metrics=metrics,
+            running=queries.running,
+            queries=queries.queries,
+        )
+
+
+async def _open_reading(stack: AsyncExitStack, path: str) -> _Reading:
+    settings = components.read_settings(path)
+    store = components.object_store(settings)
+    lake = await components.open_lake(settings, store)
+    stack.push_async_callback(lake.close)
+    manifest = Manifest(lake.catalog)
+    stack.push_async_callback(manifest.close)
+    listener = PostgresHeadListener(components.dsn_of(settings))
+    watcher = HeadWatcher(lake.catalog, listen=listener.wake_ups, on_head=manifest.prefetch)
+    watcher.start()
+    stack.push_async_callback(watcher.stop)
+    barrier = Barrier(catalog=lake.catalog, bus=lake.bus, watcher=watcher, codec=lake.codec)
+    stack.push_async_callback(barrier.close)
+    resolver = Resolver(catalog=lake.catalog, barrier=barrier)
+    return _Reading(settings, store, lake, watcher, barrier, manifest, resolver)
+
+
+async def _api(
+    stack: AsyncExitStack,
+    reading: _Reading,
+    *,
+    metrics: Metrics,
+    status: Callable[[], Awaitable[Mapping[str, object]]] | None = None,
+    running: QueryDirectory | None = None,
+    queries: QueryService | None = None,
+) -> Dependencies:
+    settings, lake = reading.settings, reading.lake
+    hints = HintSender(
+        stack=lake.identity.lake_id.hex,
+        directory=lake.hints,
+        settings=components.role_settings(settings),
+        clock=SystemClock(),
+        metrics=metrics,
+        # Hints are hints: without them rows become visible a poll interval later.
+        on_fatal=lambda role, error: _log.error("%s ended: %s", role, error),
+    )
+    await hints.start()
+    stack.push_async_callback(hints.stop)
+    limits = components.http_limits(settings)
+    tables = TableCache(lake.catalog)
+    ingesting = components.ingest_settings(settings)
+    return Dependencies(
+        keyring=KeyRing(lake.keys),
+        catalog=lake.catalog,
+        bus=lake.bus,
+        codec=lake.codec,
+        resolver=reading.resolver,
+        manifest=reading.manifest,
+        limits=limits,
+        budget=ByteBudget(limits.inflight_bytes_max),
+        ready=_ready_checks(reading),
+        ingest=IngestService(
+            bus=lake.bus,
+            catalog=lake.catalog,
+            barrier=reading.barrier,
+            tables=tables,
+            settings=ingesting,
+            on_accepted=hints.hint,
+        ),
+        tables=TableService(
+            catalog=lake.catalog, barrier=reading.barrier, tables=tables, keys=lake.keys
+        ),
+        batches=BatchService(bus=lake.bus, watcher=reading.watcher),
+        quarantine=QuarantineService(
+            bus=lake.bus, catalog=lake.catalog, keys=lake.keys, settings=ingesting
+        ),
+        queries=queries,
+        running=running,
+        status=status,
+        metrics=metrics,
+        tracing=_tracing(settings, "ingest"),
+    )
+
+
+async def _query(stack: AsyncExitStack, reading: _Reading, *, metrics: Metrics) -> Dependencies:
+    settings, lake = reading.settings, reading.lake
+    engine = QueryEngine(components.engine_settings(settings))
+    await engine.start()
+    stack.push_async_callback(engine.stop)
+    limits = components.http_limits(settings)
+    return Dependencies(
+        keyring=KeyRing(lake.keys),
+        catalog=lake.catalog,
+        bus=lake.bus,
+        codec=lake.codec,
+        resolver=reading.resolver,
+        manifest=reading.manifest,
+        limits=limits,
+        budget=ByteBudget(limits.inflight_bytes_max),
+        ready={**_ready_checks(reading), "engine": engine.ping},
+        queries=QueryService(
+            resolver=reading.resolver,
+            manifest=reading.manifest,
+            planner=Planner(reading.store),
+            engine=engine,
+            codec=lake.codec,
+            limits=components.query_limits(settings),
+        ),
+        running=RunningQueries(),
+        metrics=metrics,
+        tracing=_tracing(settings, "query"),
+    )
+
+
+def _ready_checks(reading: _Reading) -> dict[str, Callable[[], Awaitable[object]]]:
+    return {
+        "catalog": reading.lake.catalog.head,
+        "bus": reading.lake.bus.ends,
+        "object_store": lambda: reading.store.size(_PROBE_KEY),
+    }
+
+
+def _tracing(settings: Settings, service: str) -> Tracing:
+    if not settings.telemetry.tracing:
+        return NO_TRACING
+    return open_tracing(
+        exporter=settings.telemetry.exporter,
+        service=f"lakebus {service}",
+        ratio=settings.telemetry.sample_ratio,
+    )

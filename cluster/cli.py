@@ -1,0 +1,197 @@
+"""The commands: `lakebus up`, `down`, `status`, `logs`, `doctor`, `migrate`, `config`, `demo`."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+import lakebus
+from cluster import doctor as doctor_module
+from cluster import logs as logs_module
+from cluster import status as status_module
+from cluster.down import take_down
+from lakebus.errors import LakebusError
+from lakebus.settings import Settings
+from lakebus.settings_table import PROFILES
+
+
+def main() -> int:
+    """Run the command of `sys.argv`; an error of ours is one line, never a stack trace."""
+    try:
+        code = cli.main(standalone_mode=False, prog_name="lakebus")
+    except click.exceptions.Abort:
+        click.echo("lakebus: aborted", err=True)
+        return 130
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except LakebusError as error:
+        click.echo(f"lakebus: {error}", err=True)
+        return 1
+    return code if isinstance(code, int) else 0
+
+
+def stack_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say which stack and which settings are meant."""
+    for option in (
+        click.option("--config", type=click.Path(path_type=Path), help="Settings file (TOML)."),
+        click.option("--profile", type=click.Choice(PROFILES), help="Set of defaults."),
+        click.option(
+            "--data-dir", type=click.Path(path_type=Path), help="Folder of the stack [.lakebus]."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def load(data_dir: Path | None, profile: str | None, config: Path | None, **flags: Any) -> Settings:
+    return Settings.load(
+        environ=os.environ,
+        config=config,
+        flags={"data_dir": data_dir, "profile": profile, **flags},
+    )
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def cli() -> None:
+    """lakebus: rows in over HTTP, one consistent answer out in SQL."""
+
+
+@cli.command()
+@stack_options
+@click.option("--port", type=click.IntRange(0, 65535), help="HTTP port; 0 takes a free one.")
+@click.option("--detach", is_flag=True, help="Leave it running in the background.")
+@click.option("--migrate", is_flag=True, help="Bring an external database to this version first.")
+def up(
+    data_dir: Path | None,
+    profile: str | None,
+    config: Path | None,
+    port: int | None,
+    detach: bool,
+    migrate: bool,
+) -> int:
+    """Start a stack; its data stays when it stops."""
+    from cluster import up as up_module  # SQLAlchemy and more: `status` need not wait for it
+
+    settings = load(data_dir, profile, config, **{"http.port": port})
+    if not detach:
+        return up_module.foreground(settings, migrate_external=migrate)
+    given = {"--data-dir": data_dir, "--profile": profile, "--config": config, "--port": port}
+    arguments = [
+        part for name, value in given.items() if value is not None for part in (name, str(value))
+    ]
+    return up_module.detached(settings, arguments + (["--migrate"] if migrate else []))
+
+
+@cli.command()
+@stack_options
+def down(data_dir: Path | None, profile: str | None, config: Path | None) -> int:
+    """Stop the stack, and clear away what a killed one left."""
+    click.echo(asyncio.run(take_down(load(data_dir, profile, config))))
+    return 0
+
+
+@cli.command()
+@stack_options
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def status(data_dir: Path | None, profile: str | None, config: Path | None, as_json: bool) -> int:
+    """Say what runs and what is wrong. Exit code 0: well, 1: badly, 3: not running."""
+    found = asyncio.run(status_module.status(load(data_dir, profile, config)))
+    click.echo(json.dumps(found.to_json(), indent=1) if as_json else "\n".join(found.lines()))
+    return found.exit_code
+
+
+@cli.command()
+@stack_options
+@click.option("-f", "--follow", is_flag=True, help="Go on with what is added.")
+@click.option("-n", "--lines", type=click.IntRange(0), default=50, show_default=True)
+@click.argument("component", required=False, type=click.Choice(logs_module.COMPONENTS))
+def logs(
+    data_dir: Path | None,
+    profile: str | None,
+    config: Path | None,
+    follow: bool,
+    lines: int,
+    component: str | None,
+) -> int:
+    """Show the logs of the stack, or of one component."""
+    from cluster.stack_files import StackFiles
+
+    files = StackFiles(load(data_dir, profile, config).data_dir)
+    paths = logs_module.log_files(files, component)
+    if not paths:
+        click.echo(f"No logs in {files.root} yet.", err=True)
+        return 1
+    offsets = logs_module.show(paths, lines=lines, write=click.echo)
+    if follow:
+        try:
+            logs_module.follow(offsets, write=click.echo, ended=lambda: False)
+        except KeyboardInterrupt:
+            return 0
+    return 0
+
+
+@cli.command()
+@stack_options
+def doctor(data_dir: Path | None, profile: str | None, config: Path | None) -> int:
+    """Look whether this machine is fit, with hints. Exit code 1 if a stack could not start."""
+    findings = doctor_module.examine(load(data_dir, profile, config))
+    for finding in findings:
+        click.echo(finding.line())
+    return 1 if any(finding.result == doctor_module.FAILURE for finding in findings) else 0
+
+
+@cli.command()
+@stack_options
+def migrate(data_dir: Path | None, profile: str | None, config: Path | None) -> int:
+    """Bring the database to the schema of this version."""
+    from cluster.migrations_command import migrate_now
+
+    click.echo(asyncio.run(migrate_now(load(data_dir, profile, config))))
+    return 0
+
+
+@cli.group()
+def config() -> None:
+    """Settings."""
+
+
+@config.command("show")
+@stack_options
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def config_show(
+    data_dir: Path | None, profile: str | None, config: Path | None, as_json: bool
+) -> int:
+    """List every setting, its value, and where the value came from."""
+    values = load(data_dir, profile, config).describe()
+    if as_json:
+        rows = [{"name": one.name, "value": one.value, "source": one.source} for one in values]
+        click.echo(json.dumps(rows, indent=1))
+        return 0
+    width = max(len(one.name) for one in values)
+    for one in values:
+        click.echo(f"{one.name:{width}}  {one.value:28}  {one.source}")
+    return 0
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="The summary as JSON.")
+def demo(as_json: bool) -> int:
+    """Start everything, stream real flights in, ask questions, break something, stop."""
+    code: int = importlib.import_module("cluster.demo").main(as_json=as_json)
+    return code
+
+
+@cli.command()
+def version() -> int:
+    """Print the version."""
+    click.echo(f"lakebus {lakebus.__version__} (Python {sys.version.split()[0]})")
+    return 0

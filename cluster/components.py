@@ -1,0 +1,164 @@
+"""From settings to components: the one place that names a backend.
+
+A process of the stack is given the path of a private settings file and nothing else; it reads the
+file and makes what it needs. Settings stay here: each component is handed its own small part.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+from actors.settings import RoleSettings
+from cluster import migrate
+from cluster.embedded_postgres import write_private
+from lakebus.errors import ConfigurationError
+from lakebus.settings import Settings
+from serve_app.dependencies import HttpLimits
+from storage.bus.settings import BusSettings
+from storage.engine.settings import EngineSettings
+from storage.files.objects import LocalObjectStore
+from storage.ingesting.requests import IngestSettings
+from storage.postgres import PostgresLake
+from storage.postgres.pool import PoolSettings
+from storage.reading.query import QueryLimits
+
+SETTINGS_FILE = "secrets/settings.json"
+
+
+def keep_settings(settings: Settings) -> Path:
+    """Writes the settings, secrets in clear, where only this user can read them."""
+
+    path = Path(settings.data_dir).resolve() / SETTINGS_FILE
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_private(path, json.dumps(settings.private_json(), indent=1))
+    return path
+
+
+def read_settings(path: str) -> Settings:
+    """Raises ConfigurationError when the file cannot be read."""
+
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"the stack's settings file cannot be read: {error}") from error
+    return Settings.from_private_json(values)
+
+
+def bus_settings(settings: Settings) -> BusSettings:
+    bus = settings.bus
+    return BusSettings(
+        shards=bus.shards,
+        lease_ttl_ms=bus.lease_ttl_ms,
+        claim_bytes_max=bus.claim_bytes_max,
+        claim_entries_max=bus.claim_entries_max,
+        group_bytes_max=bus.group_bytes_max,
+        group_entries_max=bus.group_entries_max,
+        backlog_bytes_hard=bus.backlog_bytes_hard,
+        idempotency_window_s=bus.idempotency_window_hours * 3600,
+        quarantine_attempts=bus.quarantine_attempts,
+        quarantine_rate_max=bus.quarantine_rate_max,
+        quarantine_window_s=bus.quarantine_window_s,
+        retry_backoff_ms=bus.retry_backoff_ms,
+        segment_ring_rotate_bytes=bus.segment_ring_rotate_bytes,
+        segment_ring_rotate_age_s=bus.segment_ring_rotate_age_s,
+        claim_check_bytes=bus.claim_check_bytes,
+        intent_ttl_s=bus.intent_ttl_s,
+    )
+
+
+def role_settings(settings: Settings) -> RoleSettings:
+    return RoleSettings(
+        claim_poll_ms=settings.bus.claim_poll_ms,
+        linger_ms=settings.publish.linger_ms,
+        ranges_in_flight=settings.publish.stage_ahead + 1,
+        publish_commits_max=settings.publish.commits_max,
+        backoff_ms=settings.actors.publish_retry_ms,
+        supervisor_tick_ms=settings.actors.supervisor_tick_ms,
+        tick_age_s_max=settings.actors.stall_s,
+    )
+
+
+def ingest_settings(settings: Settings) -> IngestSettings:
+    return IngestSettings(rows_max=settings.http.rows_max)
+
+
+def query_limits(settings: Settings) -> QueryLimits:
+    query = settings.query
+    return QueryLimits(
+        rows_max=query.rows_max,
+        bytes_max=query.result_bytes_max,
+        timeout_ms=query.timeout_ms_default,
+    )
+
+
+def http_limits(settings: Settings) -> HttpLimits:
+    return HttpLimits(
+        body_bytes_max=settings.http.body_bytes_max,
+        inflight_bytes_max=settings.bus.inflight_bytes_max,
+    )
+
+
+def object_store(settings: Settings) -> LocalObjectStore:
+    """The store of data files. Raises ConfigurationError for one that is not supported yet."""
+
+    root = objects_dir(settings)
+    root.mkdir(parents=True, exist_ok=True)
+    return LocalObjectStore(root)
+
+
+def objects_dir(settings: Settings) -> Path:
+    url = settings.files.store_url
+    if url is None:
+        return Path(settings.data_dir).resolve() / "objects"
+    if not url.startswith("file:///"):
+        raise ConfigurationError(
+            f"files.store_url must begin with file:/// for now; {url.split(':', 1)[0]} object "
+            "stores are not built yet"
+        )
+    return Path(url.removeprefix("file://"))
+
+
+def engine_settings(settings: Settings) -> EngineSettings:
+    """Each replica spills into a folder of its own, made anew at its start."""
+
+    query = settings.query
+    parent = Path(settings.data_dir).resolve() / "spill"
+    parent.mkdir(mode=0o700, exist_ok=True)
+    return EngineSettings(
+        allowed_directory=str(objects_dir(settings)),
+        temp_directory=tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=parent),
+        memory_limit_bytes=query.memory_limit_bytes,
+        address_space_bytes=query.address_space_bytes,
+        threads=query.threads,
+        temp_bytes_max=query.temporary_bytes_max,
+        spare=query.spare_processes > 0,
+        concurrent_queries=query.concurrent,
+        queue_length_max=query.queue_max,
+        sql_bytes_max=query.sql_bytes_max,
+        interrupt_grace_s=query.cancel_grace_ms / 1000,
+    )
+
+
+def dsn_of(settings: Settings) -> str:
+    if settings.postgres.dsn is None:
+        raise ConfigurationError("postgres.dsn is not set for a process of the stack")
+    return settings.postgres.dsn.get_secret_value()
+
+
+async def open_lake(settings: Settings, store: LocalObjectStore) -> PostgresLake:
+    """Connects to a database whose schema is this version's. Raises StartRefused, Unavailable."""
+
+    dsn = dsn_of(settings)
+    await migrate.require_known_schema(dsn)
+    return await PostgresLake.open(
+        dsn,
+        bus_settings=bus_settings(settings),
+        object_store=store,
+        pool_settings=PoolSettings(
+            size_max=settings.postgres.pool_connections_max,
+            statement_ms=settings.postgres.command_timeout_ms,
+        ),
+    )

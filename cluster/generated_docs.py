@@ -1,0 +1,36 @@
+"""Write the parts of the documentation that are made from code: `make docs`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lakebus.settings import settings_table_markdown
+
+_SETTINGS_HEAD = """\
+# Settings
+
+<!-- Made from lakebus/settings_table.py by `make docs`; a test compares them. -->
+
+A value comes from the first of these that gives one:
+
+1. a flag of the command (`lakebus up --port 9000`);
+2. the environment: `LAKEBUS_`, the section, the name, in capitals (`LAKEBUS_HTTP_PORT=9000`);
+3. the settings file: `lakebus.toml` in the data folder, or the one named by `--config` or
+   `LAKEBUS_CONFIG`; TOML, with a table for each section;
+4. the profile (`local`, `test`, `production`), where its default differs;
+5. the default.
+
+`lakebus config show` lists every setting with its value and where the value came from; secrets are
+shown as `<secret>`. An unknown name, in the file or in the environment, is an error. Names carry
+their unit; bytes and milliseconds are whole numbers.
+
+"""
+
+
+def main() -> None:
+    document = Path(__file__).parents[1] / "docs" / "settings.md"
+    document.write_text(_SETTINGS_HEAD + settings_table_markdown())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,30 @@
+"""`lakebus migrate`: on the external database, or on the embedded one while nothing else runs."""
+
+from __future__ import annotations
+
+from cluster import migrate
+from cluster.embedded_postgres import EmbeddedPostgres
+from cluster.stack_files import StackFiles
+from lakebus.settings import Settings
+
+
+async def migrate_now(settings: Settings) -> str:
+    """Bring the database of these settings to the newest schema; says what it is now."""
+    if settings.postgres.dsn is not None:
+        return _words(await migrate.upgrade(settings.postgres.dsn.get_secret_value()))
+    files = StackFiles(settings.data_dir)
+    files.make()
+    with files.locked():  # a running stack has migrated its own database already
+        server = EmbeddedPostgres(
+            files.root,
+            port=settings.postgres.port,
+            run_as_user=settings.postgres.run_as_user,
+            bin_dir=settings.postgres.bin_dir,
+            program_cache_dir=settings.postgres.program_cache_dir,
+        )
+        async with server:
+            return _words(await migrate.upgrade(server.dsn))
+
+
+def _words(state: migrate.SchemaState) -> str:
+    return f"The database has schema {state.revision} with functions {state.functions}."

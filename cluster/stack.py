@@ -1,0 +1,444 @@
+"""The supervisor of one stack: what `lakebus up` runs.
+
+It starts PostgreSQL and, beside it, the process that holds Ray; hands the database over when both
+are there; and then only watches. A dead PostgreSQL is started again on its port, a dead Ray host is
+started again with everything below it. Nothing that matters lives in this process: killing it loses
+nothing, and the next `lakebus up` clears away what it left (`cluster/leftovers.py`).
+
+Start-up is a race of two lines on purpose (importing and starting Ray takes most of the time):
+
+::
+
+    Ray host   import ─ ray.init ─ serve.start ──┐
+    database   start ─ migrate ──────────────────┴─ deploy ─ /readyz ─ ready
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from cluster import leftovers, migrate, processes, ray_environment
+from cluster.embedded_postgres import EmbeddedPostgres
+from cluster.ports import PortClaims
+from cluster.processes import ProcessMark
+from cluster.ray_environment import NAMESPACE, RayPlace
+from cluster.stack_files import StackFiles, StackState
+from lakebus.errors import LakebusError, StartRefused
+from lakebus.settings import Settings
+
+WIRING = "cluster.wiring:deploy"
+_log = logging.getLogger("lakebus.stack")
+_STOP_S = 20.0
+_RESTART_PAUSES_S = (0.2, 0.5, 1.0, 2.0, 5.0)
+_CALM_S = 60.0
+_DATABASE_WAIT_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A stack that answers."""
+
+    url: str
+    api_key: str
+    seconds: float
+
+
+class HostFailed(StartRefused):
+    """Ray or the application did not start; the log of the host says why."""
+
+
+class Stack:
+    """One stack in one data folder.
+
+    :param wiring: `module:function` of what is deployed; tests deploy something small.
+    :param migrate_external: whether an external database may be migrated without being asked.
+    :param say: where progress goes, one line at a time.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        wiring: str = WIRING,
+        migrate_external: bool = False,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._settings = settings
+        self._wiring = wiring
+        self._migrate_external = migrate_external
+        self._say = say
+        self.files = StackFiles(settings.data_dir)
+        self._claims = PortClaims()
+        self._postgres: EmbeddedPostgres | None = None
+        self._host: _Host | None = None
+        self._place: RayPlace | None = None
+        self._state: StackState | None = None
+        self._http_port = 0
+        self._stopping = asyncio.Event()
+
+    # --- life ------------------------------------------------------------------------------
+
+    async def run(self, *, on_ready: Callable[[Ready], None] = lambda _: None) -> None:
+        """Start, tell when the stack answers, and keep it running until `stop` is called."""
+        self.files.make()
+        with self.files.locked():
+            try:
+                on_ready(await self._until_stopped(self._start()))
+                await self._watch()
+            except _Stopped:
+                pass
+            finally:
+                await self._stop()
+
+    def stop(self) -> None:
+        """Ask `run` to end; safe from a signal handler of the loop."""
+        self._stopping.set()
+
+    async def _until_stopped(self, work: Any) -> Any:
+        """Do the work, or give up on it when asked to stop."""
+        task = asyncio.ensure_future(work)
+        stopping = asyncio.ensure_future(self._stopping.wait())
+        try:
+            await asyncio.wait((task, stopping), return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                raise _Stopped
+            return await task
+        finally:
+            stopping.cancel()
+            if not task.done():
+                task.cancel()
+            await asyncio.gather(task, stopping, return_exceptions=True)
+
+    # --- starting --------------------------------------------------------------------------
+
+    async def _start(self) -> Ready:
+        began = time.monotonic()
+        earlier = self.files.state()
+        stack_id = self.files.stack_id()
+        cleared = await leftovers.clear(earlier, stack_id)
+        if cleared:
+            self._say(f"cleared away {cleared} processes of a start that was killed")
+        self._take_ports(earlier)
+        self._place = self._prepare_place(stack_id, earlier)
+        own = ProcessMark.of(os.getpid())
+        assert own is not None, "this process lives"
+        self._state = StackState(
+            supervisor=own,
+            stack_id=stack_id,
+            http_port=self._http_port,
+            first_port=self._place.first_port,
+            run_dir=str(self._place.run_dir),
+        )
+        self._host = self._spawn_host()
+        # Both are always waited for, so that the failure of one does not leave the other half done.
+        database, host = await asyncio.gather(
+            self._start_database(), self._host.wait_for("serve_started"), return_exceptions=True
+        )
+        for outcome in (database, host):
+            if isinstance(outcome, BaseException):
+                raise outcome
+        self._say(f"Ray runs ({time.monotonic() - began:.1f} s)")
+        return await self._deploy(str(database), began)
+
+    def _take_ports(self, earlier: StackState | None) -> None:
+        wanted = self._settings.http.port
+        host = self._settings.http.host
+        explicit = self._settings.source_of("http.port") != "default"
+        last = 0 if earlier is None else earlier.http_port
+        candidates = [wanted] if explicit and wanted else [last, wanted]
+        for port in candidates:
+            if port and self._claims.take(port, host):
+                self._http_port = port
+                return
+        if explicit and wanted:
+            raise StartRefused(
+                f"Port {wanted} is taken. Stop what listens there, or choose another with --port"
+                " (0 takes a free one)."
+            )
+        block = self._claims.take_block()
+        if block is None:
+            raise StartRefused("No free ports were found on this machine.")
+        self._http_port = block
+
+    def _prepare_place(self, stack_id: str, earlier: StackState | None) -> RayPlace:
+        wanted = self._settings.ray.port_base or (0 if earlier is None else earlier.first_port)
+        first_port = self._claims.take_block(wanted)
+        if first_port is None:
+            raise StartRefused(
+                f"The ports from {wanted} on (ray.port_base) are not free. Choose others, or 0."
+            )
+        place = RayPlace(
+            stack_id=stack_id,
+            run_dir=ray_environment.run_dir_of(self._settings, stack_id),
+            token_file=self.files.ray_token(),
+            first_port=first_port,
+        )
+        ray_environment.prepare(place)
+        return place
+
+    async def _start_database(self) -> str:
+        """The DSN of a database with a schema that we know."""
+        dsn = self._settings.postgres.dsn
+        if dsn is not None:
+            text = dsn.get_secret_value()
+            if self._migrate_external or (await migrate.current(text)).empty:
+                await migrate.upgrade(text)
+            await migrate.require_known_schema(text)
+            return text
+        chosen = self._settings.postgres
+        self._postgres = EmbeddedPostgres(
+            self.files.root,
+            port=chosen.port,
+            run_as_user=chosen.run_as_user,
+            bin_dir=chosen.bin_dir,
+            program_cache_dir=chosen.program_cache_dir,
+            start_timeout_s=chosen.start_timeout_s,
+        )
+        began = time.monotonic()
+        text = await self._postgres.start()
+        await migrate.upgrade(text)
+        self._say(f"PostgreSQL runs ({time.monotonic() - began:.1f} s)")
+        return text
+
+    def _spawn_host(self) -> _Host:
+        assert self._place is not None, "the place is made before the host"
+        settings = self._settings
+        environment = ray_environment.environment(settings, self._place, os.environ)
+        host = _Host(self.files, wiring=self._wiring, environment=environment)
+        self._write_state(phase="starting", host=host.mark, processes=())
+        host.send(
+            "start",
+            ray={
+                "address": settings.ray.address,
+                "namespace": NAMESPACE,
+                "cpus": settings.ray.cpus,
+                "object_store_bytes": settings.ray.object_store_bytes,
+                "temp_dir": str(self._place.ray_dir),
+            },
+            http={
+                "host": settings.http.host,
+                "port": self._http_port,
+                # A little above our own budget, so that our own typed answer comes first.
+                "request_timeout_s": settings.query.timeout_ms_max / 1000 + 5,
+            },
+        )
+        return host
+
+    async def _deploy(self, dsn: str, began: float) -> Ready:
+        assert self._host is not None, "the host is started before the application"
+        values = self._settings.private_json()
+        values |= {"postgres.dsn": dsn, "http.port": self._http_port}
+        values["data_dir"] = str(self.files.root)
+        self._host.send("deploy", settings=values, api_key=self.files.api_key())
+        deployed = await self._host.wait_for("deployed")
+        url, api_key = deployed["url"], deployed["api_key"] or ""
+        await self._wait_ready(url, began)
+        if api_key:
+            self.files.keep_api_key(api_key)
+        self.files.write_connection(url=url, api_key=api_key)
+        marks = (self._host.mark, *processes.descendants(self._host.mark.pid))
+        self._write_state(phase="ready", url=url, processes=marks)
+        return Ready(url=url, api_key=api_key, seconds=time.monotonic() - began)
+
+    async def _wait_ready(self, url: str, began: float) -> None:
+        deadline = began + self._settings.ray.start_timeout_s
+        said = ""
+        while time.monotonic() < deadline:
+            ready, said = await asyncio.to_thread(answers, f"{url}/readyz")
+            if ready:
+                return
+            await asyncio.sleep(0.05)
+        raise HostFailed(
+            f"The application does not get ready within {self._settings.ray.start_timeout_s:.0f} s"
+            f" ({said}). `lakebus logs` tells more."
+        )
+
+    # --- watching --------------------------------------------------------------------------
+
+    async def _watch(self) -> None:
+        lines = [self._watch_host()]
+        if self._postgres is not None:
+            lines.append(self._watch_postgres(self._postgres))
+        tasks = [asyncio.ensure_future(line) for line in lines]
+        try:
+            await self._until_stopped(asyncio.gather(*tasks))
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _watch_postgres(self, postgres: EmbeddedPostgres) -> None:
+        pauses = _Pauses()
+        while True:
+            code = await postgres.wait_exit()
+            self._say(f"PostgreSQL ended ({code}); starting it again")
+            pauses.begin()
+            while True:
+                await pauses.wait()
+                try:
+                    await postgres.start()
+                    break
+                except LakebusError as error:
+                    _log.error("PostgreSQL does not start: %s", error)
+            self._say("PostgreSQL runs again")
+
+    async def _watch_host(self) -> None:
+        pauses = _Pauses()
+        while True:
+            assert self._host is not None, "the host was started"
+            await processes.wait_gone(self._host.mark)
+            self._say("Ray ended; starting it again")
+            pauses.begin()
+            while True:
+                await pauses.wait()
+                try:
+                    await self._restart_host()
+                    break
+                except LakebusError as error:
+                    _log.error("Ray does not start: %s", error)
+            self._say("Ray runs again")
+
+    async def _restart_host(self) -> None:
+        assert self._host is not None, "there was a host"
+        assert self._state is not None, "there was a state"
+        assert self._place is not None, "there was a place"
+        began = time.monotonic()
+        await self._host.stop()
+        await leftovers.clear(self._state, self._state.stack_id)
+        ray_environment.prepare(self._place)
+        self._state = replace(self._state, restarts=self._state.restarts + 1)
+        self._host = self._spawn_host()
+        await self._host.wait_for("serve_started")
+        dsn = self._settings.postgres.dsn
+        text = self._postgres.dsn if self._postgres is not None else ""
+        await self._deploy(dsn.get_secret_value() if dsn is not None else text, began)
+
+    # --- stopping --------------------------------------------------------------------------
+
+    async def _stop(self) -> None:
+        self._write_state(phase="stopping")
+        if self._host is not None:
+            await self._host.stop()
+        if self._state is not None:
+            await leftovers.clear(self._state, self._state.stack_id)
+        if self._postgres is not None:
+            await self._postgres.stop()
+        self._claims.release()
+        self._write_state(phase="stopped", host=None, processes=())
+
+    def _write_state(self, **changes: Any) -> None:
+        if self._state is not None:
+            self._state = replace(self._state, **changes)
+            self.files.write_state(self._state)
+
+
+class _Stopped(Exception):
+    """Somebody asked to stop."""
+
+
+class _Pauses:
+    """How long to wait before a restart: longer each time, short again after a calm minute."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._last = 0.0
+
+    def begin(self) -> None:
+        if time.monotonic() - self._last > _CALM_S:
+            self._count = 0
+
+    async def wait(self) -> None:
+        await asyncio.sleep(_RESTART_PAUSES_S[min(self._count, len(_RESTART_PAUSES_S) - 1)])
+        self._count += 1
+        self._last = time.monotonic()
+
+
+class _Host:
+    """The supervisor's end of the Ray host."""
+
+    def __init__(self, files: StackFiles, *, wiring: str, environment: dict[str, str]) -> None:
+        ours, theirs = socket.socketpair()
+        with open(files.logs / "ray_host.log", "ab") as log:
+            self._popen = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "cluster.ray_host"),
+                    *(str(theirs.fileno()), str(os.getpid()), wiring),
+                ],
+                env=environment,
+                cwd="/",
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+        theirs.close()
+        ours.setblocking(False)
+        self._socket = ours
+        self._reader: asyncio.StreamReader | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._listens = False
+        mark = ProcessMark.of(self._popen.pid)
+        if mark is None:
+            self._socket.close()
+            raise HostFailed("The Ray host ended at once. `lakebus logs` tells more.")
+        self.mark = mark
+
+    def send(self, kind: str, **members: Any) -> None:
+        with contextlib.suppress(OSError):  # it is gone; whoever waits for its answer learns that
+            self._socket.send((json.dumps({"kind": kind, **members}) + "\n").encode())
+
+    async def wait_for(self, kind: str) -> dict[str, Any]:
+        """The next message of this kind; raises HostFailed if the host fails or ends instead."""
+        if self._reader is None:
+            self._reader, self._writer = await asyncio.open_connection(sock=self._socket.dup())
+        while True:
+            line = await self._reader.readline()
+            if not line:
+                raise HostFailed("The Ray host ended while starting. `lakebus logs` tells more.")
+            message: dict[str, Any] = json.loads(line)
+            self._listens = self._listens or message["kind"] == "serve_started"
+            if message["kind"] == kind:
+                return message
+            if message["kind"] == "failed":
+                raise HostFailed(f"{message['error']} (`lakebus logs` tells more)")
+
+    async def stop(self) -> None:
+        """Let Ray end in good order, then see that it has."""
+        steps = ((signal.SIGTERM, 2.0), (signal.SIGKILL, 5.0))
+        if self._listens:
+            self.send("stop")
+        if not self._listens or not await processes.wait_gone(self.mark, timeout_s=_STOP_S):
+            await processes.stop([self.mark], steps)
+        self._popen.wait(timeout=5)
+        self._socket.close()
+        if self._writer is not None:
+            self._writer.close()
+            with contextlib.suppress(OSError):
+                await self._writer.wait_closed()
+
+
+def answers(url: str) -> tuple[bool, str]:
+    """Whether a GET of the URL is answered with 200, and what was said if not."""
+    try:
+        with urllib.request.urlopen(url, timeout=5) as response:
+            return response.status == 200, f"status {response.status}"
+    except urllib.error.HTTPError as error:
+        with error:
+            return False, f"status {error.code}: {error.read(500).decode(errors='replace')}"
+    except OSError as error:
+        return False, str(error)

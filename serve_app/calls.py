@@ -1,0 +1,262 @@
+"""One HTTP call as the routes see it: strict about headers and parameters, and how it answers.
+
+What a caller sends is refused rather than guessed: unknown parameters, repeated ones, numbers out
+of range, and repeated headers that we act on are `malformed_request` naming the culprit.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import parse_qsl
+
+import msgspec
+
+from lakebus.clock import format_time, new_uuid, parse_time
+from lakebus.errors import MalformedIdempotencyKey, MalformedRequest, UnsupportedMediaType
+from storage.ingesting.grants import Principal
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Header = tuple[bytes, bytes]
+
+TIMEOUT_MS_DEFAULT = 30_000
+TIMEOUT_MS_MAX = 100_000
+_PARAMETERS_MAX = 64
+_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+_INTEGER = re.compile(r"-?[0-9]{1,19}")
+_IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+
+NOBODY = Principal(0, "", ())
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole answer: a JSON document, or bytes with their media type."""
+
+    document: object = None
+    status: int = 200
+    headers: tuple[Header, ...] = ()
+    body: bytes | None = None
+    media_type: bytes = b"application/json"
+
+
+@dataclass(slots=True)
+class Call:
+    """One request. `principal` is set by authentication, `path_values` by routing, `started` once
+    the first byte of an answer was sent."""
+
+    scope: Scope
+    receive: Receive
+    send: Send
+    arrived_s: float = field(default_factory=time.monotonic)
+    request_id: str = ""
+    principal: Principal = NOBODY
+    path_values: Mapping[str, str] = field(default_factory=dict)
+    started: bool = False
+
+    def __post_init__(self) -> None:
+        given = next((v for n, v in self.scope["headers"] if n == b"x-request-id"), b"")
+        text = given.decode("latin-1")
+        self.request_id = text if _REQUEST_ID.fullmatch(text) else str(new_uuid())
+
+    @property
+    def method(self) -> str:
+        return str(self.scope["method"])
+
+    @property
+    def path(self) -> str:
+        return str(self.scope["path"])
+
+    # --- headers ----------------------------------------------------------------------------
+
+    def header(self, name: bytes) -> str | None:
+        """The value of a header that may come once. `name` in lower case. MalformedRequest."""
+
+        found: bytes | None = None
+        for known, value in self.scope["headers"]:
+            if known == name:
+                if found is not None:
+                    raise MalformedRequest(f"the header {name.decode()} may be sent only once")
+                found = value
+        return None if found is None else found.decode("latin-1").strip()
+
+    def joined_header(self, name: bytes) -> str | None:
+        """The value of a list header, joined as RFC 9110 section 5.3 says."""
+
+        values = [
+            v.decode("latin-1").strip() for known, v in self.scope["headers"] if known == name
+        ]
+        return ", ".join(values) if values else None
+
+    @property
+    def keyed(self) -> bool:
+        return any(name == b"idempotency-key" for name, _ in self.scope["headers"])
+
+    def idempotency_key(self) -> str | None:
+        """Raises MalformedIdempotencyKey."""
+
+        try:
+            text = self.header(b"idempotency-key")
+        except MalformedRequest as error:
+            raise MalformedIdempotencyKey(error.detail) from None
+        if text is not None and not _IDEMPOTENCY_KEY.fullmatch(text):
+            raise MalformedIdempotencyKey(
+                "Idempotency-Key must have 1 to 255 visible ASCII characters, without spaces"
+            )
+        return text
+
+    # --- parameters -------------------------------------------------------------------------
+
+    def parameters(self, allowed: Iterable[str]) -> Parameters:
+        """The query string, checked against the names of this route. Raises MalformedRequest."""
+
+        query: bytes = self.scope.get("query_string", b"")
+        values: dict[str, list[str]] = {}
+        if query:
+            for name, value in _parse_query(query):
+                values.setdefault(name, []).append(value)
+        names = tuple(allowed)
+        for name in values:
+            if name not in names:
+                known = f"this route knows {', '.join(names)}" if names else "this route has none"
+                raise MalformedRequest(f"unknown parameter {name[:80]!r}; {known}")
+        return Parameters(values)
+
+    def deadline_s(self, timeout_ms: int) -> float:
+        """The end of the budget, by the monotonic clock, counted from arrival."""
+
+        return self.arrived_s + timeout_ms / 1000
+
+    # --- answers ----------------------------------------------------------------------------
+
+    async def start(self, status: int, headers: Sequence[Header]) -> None:
+        self.started = True
+        await self.send(
+            {
+                "type": "http.response.start",
+                "status": status,
+                "headers": [*headers, (b"x-request-id", self.request_id.encode("latin-1"))],
+            }
+        )
+
+    async def send_part(self, part: bytes | memoryview, *, more: bool) -> None:
+        await self.send({"type": "http.response.body", "body": part, "more_body": more})
+
+    async def answer(self, answer: Answer) -> None:
+        body = answer.body
+        if body is None:
+            body = msgspec.json.encode(answer.document)
+        await self.answer_bytes(answer.status, body, answer.media_type, answer.headers)
+
+    async def answer_bytes(
+        self, status: int, body: bytes, media_type: bytes, headers: Sequence[Header] = ()
+    ) -> None:
+        length = str(len(body)).encode("ascii")
+        await self.start(
+            status, [(b"content-type", media_type), (b"content-length", length), *headers]
+        )
+        await self.send_part(b"" if self.method == "HEAD" else body, more=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """Checked names, text values; each reader raises MalformedRequest with the name."""
+
+    values: Mapping[str, Sequence[str]]
+
+    def many(self, name: str) -> Sequence[str]:
+        return self.values.get(name, ())
+
+    def text(self, name: str) -> str | None:
+        given = self.values.get(name)
+        if given is None:
+            return None
+        if len(given) > 1:
+            raise MalformedRequest(f"the parameter {name} may be given only once")
+        return given[0]
+
+    def integer(self, name: str, *, low: int, high: int, default: int) -> int:
+        found = self.optional_integer(name, low=low, high=high)
+        return default if found is None else found
+
+    def optional_integer(self, name: str, *, low: int, high: int) -> int | None:
+        text = self.text(name)
+        if text is None:
+            return None
+        if not _INTEGER.fullmatch(text) or not low <= int(text) <= high:
+            raise MalformedRequest(f"the parameter {name} must be a whole number, {low} to {high}")
+        return int(text)
+
+    def boolean(self, name: str, *, default: bool = False) -> bool:
+        text = self.text(name)
+        if text is None:
+            return default
+        if text not in ("true", "false"):
+            raise MalformedRequest(f"the parameter {name} must be true or false")
+        return text == "true"
+
+    def choice(self, name: str, choices: Sequence[str], default: str) -> str:
+        text = self.text(name)
+        if text is None:
+            return default
+        if text not in choices:
+            raise MalformedRequest(f"the parameter {name} must be one of {', '.join(choices)}")
+        return text
+
+    def timeout_ms(self, *, low: int = 1, default: int = TIMEOUT_MS_DEFAULT) -> int:
+        return self.integer("timeout_ms", low=low, high=TIMEOUT_MS_MAX, default=default)
+
+
+def _parse_query(query: bytes) -> list[tuple[str, str]]:
+    try:
+        return parse_qsl(
+            query.decode("ascii"),
+            keep_blank_values=True,
+            strict_parsing=True,
+            errors="strict",
+            max_num_fields=_PARAMETERS_MAX,
+        )
+    except ValueError:
+        raise MalformedRequest(
+            "the query string cannot be read: write name=value pairs joined by &, in UTF-8 with "
+            f"percent-encoding, at most {_PARAMETERS_MAX} of them"
+        ) from None
+
+
+def media_type_of(call: Call, supported: Sequence[str]) -> str:
+    """The request's media type without parameters, in lower case. Raises UnsupportedMediaType."""
+
+    text = call.header(b"content-type") or ""
+    kind, _, rest = text.partition(";")
+    kind = kind.strip().lower()
+    if kind not in supported:
+        named = f"the media type {kind[:80]!r} is" if kind else "a body without Content-Type is"
+        raise UnsupportedMediaType(
+            f"{named} not supported here; use {', '.join(supported)}", supported=list(supported)
+        )
+    charset = re.search(r"charset\s*=\s*\"?([^\s\";]+)", rest, re.IGNORECASE)
+    if charset and charset[1].lower() not in ("utf-8", "utf8", "us-ascii"):
+        raise UnsupportedMediaType("bodies are UTF-8; convert the body", supported=list(supported))
+    return kind
+
+
+def time_of(text: str, name: str) -> Any:
+    """A time that a caller gave. Raises MalformedRequest naming it."""
+
+    try:
+        return parse_time(text)
+    except (ValueError, OverflowError) as error:
+        raise MalformedRequest(
+            f"{name} must be an RFC 3339 time with a zone, like 2026-01-31T12:00:00Z, no finer "
+            f"than microseconds ({str(error)[:120]})"
+        ) from None
+
+
+def time_text(value: Any) -> str | None:
+    return None if value is None else format_time(value)

@@ -1,0 +1,222 @@
+"""The two Ray Serve applications: `api` at `/` and `query` at `/v1/query`. All of Serve is here.
+
+A replica is told two things: the dotted path of a factory (the composition root may not be imported
+from here) and the path of a settings file. It opens its components on the loop that serves, in the
+lifespan of the ASGI application, and closes them at its end. Secrets are never arguments: Serve
+keeps arguments and shows them.
+
+`/v1/queries` cannot share the prefix `/v1/query` (Serve's prefixes end at a slash), and no single
+replica knows what runs on the others, so it is served by `api`, which asks all query replicas by a
+broadcast.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import importlib
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, Protocol, cast
+
+from ray import serve
+from ray.serve.config import AutoscalingConfig, BackpressureConfig
+from ray.serve.exceptions import RayServeException
+
+from actors.ray_metrics import RayMetrics
+from lakebus.errors import ConfigurationError, Unavailable
+from lakebus.settings_table import HttpSettings
+from lakebus.telemetry import Metrics
+from serve_app.app import create_api_app, create_query_app
+from serve_app.dependencies import Dependencies
+from serve_app.progress import ProgressLimits, assert_progress
+from serve_app.routing import HttpApplication
+
+API, QUERY = "api", "query"
+QUERY_PREFIX = "/v1/query"
+
+#: User code and router on the replica's main loop: measured 1.1 to 1.5 times the requests. Not
+#: needed where all of Ray's processes have these in their environment already.
+MAIN_LOOP_ENV: Mapping[str, str] = {
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+}
+
+_RETRY_AFTER_S = 1.0
+_HEALTH_PERIOD_S = 5.0
+_HEALTH_TIMEOUT_S = 15.0
+_SHUTDOWN_MARGIN_S = 5.0
+_BROADCAST_S = 5.0
+#: Queries that a replica may have going before another one is started.
+_QUERIES_TARGET = 4
+_UPSCALE_DELAY_S, _DOWNSCALE_DELAY_S = 5.0, 120.0
+
+
+class Factory(Protocol):
+    """Opens the components described by a settings file, on the running loop."""
+
+    def __call__(
+        self, path: str, *, metrics: Metrics
+    ) -> AbstractAsyncContextManager[Dependencies]: ...
+
+
+def load_factory(path: str) -> Factory:
+    """The factory at `module:function`. Raises ConfigurationError when it cannot be imported."""
+
+    module, _, name = path.partition(":")
+    try:
+        return cast(Factory, getattr(importlib.import_module(module), name))
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigurationError(
+            f"the factory {path!r} cannot be imported ({error}); give module:function"
+        ) from error
+
+
+class _Replica:
+    """What both deployments share: one application, and the health of its process."""
+
+    make: Callable[..., HttpApplication]
+
+    def __init__(self, factory: str, settings_path: str) -> None:
+        self._factory = factory
+        self._settings_path = settings_path
+        self._limits = ProgressLimits()
+        self._application: HttpApplication | None = None
+
+    def __serve_build_asgi_app__(self) -> HttpApplication:
+        self._application = type(self).make(self._opened)
+        return self._application
+
+    async def check_health(self) -> None:
+        """Raises StandsStill when Serve should replace this replica."""
+
+        dependencies = self._dependencies()
+        if dependencies is not None:
+            await assert_progress(dependencies, self._limits)
+
+    @asynccontextmanager
+    async def _opened(self) -> AsyncIterator[Dependencies]:
+        metrics = RayMetrics()
+        flushing = asyncio.create_task(metrics.keep_flushing())
+        try:
+            async with load_factory(self._factory)(self._settings_path, metrics=metrics) as opened:
+                yield self._adapted(opened)
+        finally:
+            flushing.cancel()
+            await asyncio.wait((flushing,))
+
+    def _adapted(self, opened: Dependencies) -> Dependencies:
+        return opened
+
+    def _dependencies(self) -> Dependencies | None:
+        return None if self._application is None else self._application.dependencies
+
+
+class ApiReplica(_Replica):
+    """Everything but SQL."""
+
+    make = staticmethod(create_api_app)
+
+    def _adapted(self, opened: Dependencies) -> Dependencies:
+        return dataclasses.replace(opened, directory=ReplicaQueries())
+
+
+class QueryReplica(_Replica):
+    """SQL. Its own queries are asked for by `running` and `cancel`, which `api` calls."""
+
+    make = staticmethod(create_query_app)
+
+    async def running(self, principal_id: int) -> list[dict[str, object]]:
+        dependencies = self._dependencies()
+        return [] if dependencies is None else await dependencies.running.running(principal_id)
+
+    async def cancel(self, principal_id: int, query_id: str) -> bool:
+        dependencies = self._dependencies()
+        if dependencies is None:
+            return False
+        return await dependencies.running.cancel(principal_id, query_id)
+
+
+class ReplicaQueries:
+    """The QueryDirectory that asks all query replicas."""
+
+    def __init__(self) -> None:
+        self._handle: Any = None
+
+    async def running(self, principal_id: int) -> list[dict[str, object]]:
+        return [query for found in await self._ask("running", principal_id) for query in found]
+
+    async def cancel(self, principal_id: int, query_id: str) -> bool:
+        return any(await self._ask("cancel", principal_id, query_id))
+
+    async def _ask(self, method: str, *arguments: object) -> list[Any]:
+        try:
+            if self._handle is None:
+                self._handle = serve.get_deployment_handle(QUERY, QUERY)
+            answers = self._handle.broadcast(method, *arguments)
+            return cast(list[Any], await answers.results_async(timeout_s=_BROADCAST_S))
+        except (RayServeException, TimeoutError) as error:
+            raise Unavailable("the query replicas do not answer; try again") from error
+
+
+def build(
+    http: HttpSettings,
+    *,
+    settings_path: str,
+    api_factory: str,
+    query_factory: str,
+    cpus_per_replica: float = 0.0,
+    env: Mapping[str, str] = MAIN_LOOP_ENV,
+) -> list[serve.RunTarget]:
+    """What `serve.run_many` runs.
+
+    :param settings_path: a file that the factories read; the only thing replicas are told.
+    :param api_factory: `module:function`, a `Factory` without a query service.
+    :param query_factory: `module:function`, a `Factory` with one.
+    :param cpus_per_replica: what Ray books for a replica; 0 on one machine, where they share.
+    :param env: environment of the replicas beyond what Ray's processes have; never a secret.
+    """
+
+    actor: dict[str, Any] = {"num_cpus": cpus_per_replica}
+    if env:
+        actor["runtime_env"] = {"env_vars": dict(env)}
+    api = _deployment(ApiReplica, API, http, actor, num_replicas=http.ingest_replicas)
+    query = _deployment(QueryReplica, QUERY, http, actor, **_query_scale(http))
+    return [
+        serve.RunTarget(query.bind(query_factory, settings_path), QUERY, QUERY_PREFIX),
+        serve.RunTarget(api.bind(api_factory, settings_path), API, "/"),
+    ]
+
+
+def _deployment(
+    replica: type[_Replica], name: str, http: HttpSettings, actor: dict[str, Any], **scale: Any
+) -> Any:
+    return serve.deployment(
+        name=name,
+        ray_actor_options=actor,
+        max_ongoing_requests=http.ongoing_requests_max,
+        # Serve has no word for "no queue"; one is as near as it gets.
+        max_queued_requests=max(1, http.queued_requests_max),
+        backpressure_config=BackpressureConfig(status_code=429, retry_after_s=_RETRY_AFTER_S),
+        health_check_period_s=_HEALTH_PERIOD_S,
+        health_check_timeout_s=_HEALTH_TIMEOUT_S,
+        graceful_shutdown_wait_loop_s=0.1,
+        graceful_shutdown_timeout_s=http.drain_s + _SHUTDOWN_MARGIN_S,
+        **scale,
+    )(serve.ingress()(replica))
+
+
+def _query_scale(http: HttpSettings) -> dict[str, Any]:
+    low, high = http.query_replicas_min, http.query_replicas_max
+    if low == high:
+        return {"num_replicas": low}
+    return {
+        "autoscaling_config": AutoscalingConfig(
+            min_replicas=low,
+            max_replicas=high,
+            initial_replicas=low,
+            target_ongoing_requests=_QUERIES_TARGET,
+            upscale_delay_s=_UPSCALE_DELAY_S,
+            downscale_delay_s=_DOWNSCALE_DELAY_S,
+        )
+    }

@@ -1,0 +1,120 @@
+"""Rows in: `POST /v1/tables/{table}/rows`, `POST /v1/rows`, and `GET /v1/batches/{batch_id}`."""
+
+from __future__ import annotations
+
+import re
+from typing import cast
+
+from lakebus.errors import MalformedRequest, SchemaInvalid
+from lakebus.schemas import fold_table_name
+from serve_app.bodies import read_body
+from serve_app.calls import Answer, Call, Parameters, media_type_of, time_of
+from serve_app.dependencies import Dependencies, present
+from storage.bus.interface import BatchStatus
+from storage.ingesting.requests import IngestAnswer, IngestRequest
+from storage.rows.decode import JSON, SUPPORTED_MEDIA_TYPES
+from storage.rows.decoded import OnInvalid
+
+INGEST_PARAMETERS = ("wait", "timeout_ms", "on_invalid", "create")
+_ORDERING_KEY = re.compile(r"[\x20-\x7e]{1,255}")
+
+
+async def post_table_rows(call: Call, parameters: Parameters, app: Dependencies) -> Answer:
+    call.principal.require("ingest")
+    try:
+        table = fold_table_name(call.path_values["table"])
+    except SchemaInvalid:
+        raise call.principal.table_not_found(call.path_values["table"][:80]) from None
+    return await _ingest(call, parameters, app, table, SUPPORTED_MEDIA_TYPES)
+
+
+async def post_rows(call: Call, parameters: Parameters, app: Dependencies) -> Answer:
+    call.principal.require("ingest")
+    return await _ingest(call, parameters, app, None, (JSON,))
+
+
+async def _ingest(
+    call: Call,
+    parameters: Parameters,
+    app: Dependencies,
+    table: str | None,
+    media_types: tuple[str, ...],
+) -> Answer:
+    service = present(app.ingest)
+    media_type = media_type_of(call, media_types)
+    key = call.idempotency_key()
+    wait = parameters.choice("wait", ("durable", "visible"), "durable")
+    on_invalid = parameters.choice("on_invalid", ("reject", "quarantine"), "reject")
+    if parameters.boolean("create"):
+        raise MalformedRequest(
+            "create=true is not available in this version; create the table with POST /v1/tables"
+        )
+    first_attempt = call.header(b"idempotency-not-before")
+    deadline_s = call.deadline_s(parameters.timeout_ms())
+    with app.budget.reserve() as reservation:
+        body = await read_body(
+            call,
+            limit_bytes=app.limits.body_bytes_max,
+            deadline_s=deadline_s,
+            reservation=reservation,
+        )
+        answer = await service.ingest(
+            IngestRequest(
+                principal=call.principal,
+                table=table,
+                media_type=media_type,
+                body=body,
+                deadline_s=deadline_s,
+                idempotency_key=key,
+                first_attempt_at=(
+                    None
+                    if first_attempt is None
+                    else time_of(first_attempt, "Idempotency-Not-Before")
+                ),
+                ordering_key=_ordering_key(call),
+                wait_visible=wait == "visible",
+                on_invalid=cast(OnInvalid, on_invalid),
+            )
+        )
+    return _rendered(answer)
+
+
+def _ordering_key(call: Call) -> str | None:
+    text = call.header(b"lakebus-ordering-key")
+    if text is not None and not _ORDERING_KEY.fullmatch(text):
+        raise MalformedRequest("Lakebus-Ordering-Key must have 1 to 255 printable ASCII characters")
+    return text
+
+
+def _rendered(answer: IngestAnswer) -> Answer:
+    return Answer(
+        {
+            "receipt": answer.receipt.as_json(),
+            "replayed": answer.replayed,
+            "visible": answer.visible,
+            "snapshot_id": answer.snapshot_id,
+            "columns_skipped": list(answer.columns_skipped),
+        },
+        status=200 if answer.visible else 202,
+        headers=((b"idempotent-replayed", b"true"),) if answer.replayed else (),
+    )
+
+
+async def get_batch(call: Call, parameters: Parameters, app: Dependencies) -> Answer:
+    timeout_ms = parameters.timeout_ms(low=0, default=0)
+    status = await present(app.batches).status(
+        call.principal,
+        call.path_values["batch_id"],
+        deadline_s=call.deadline_s(timeout_ms) if timeout_ms else None,
+    )
+    return Answer(_batch_json(status))
+
+
+def _batch_json(status: BatchStatus) -> dict[str, object]:
+    return {
+        "batch_id": status.batch_id,
+        "state": status.state.value,
+        "snapshot_id": status.snapshot_id,
+        "reason": status.reason,
+        "successor_batch_id": status.successor_batch_id,
+    }

@@ -1,0 +1,233 @@
+"""Runs one query on one cursor: guard, parameters, scope, bind, then batches.
+
+Answers are always streamed by `cursor.sql(…).to_arrow_reader(…)`: of DuckDB 2.0's ways to a result
+it is the one that does not hold the whole answer in memory, and it obeys `interrupt`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from storage.engine.child_faults import Refusal, refuse_sql
+from storage.engine.child_guard import GuardedStatement
+from storage.engine.child_rows import encode_rows
+from storage.engine.child_sandbox import CLOCK_VARIABLE, quote_name
+from storage.engine.child_sink import FrameSink
+from storage.engine.child_small import arrow_type, read_batches
+from storage.engine.child_types import export_cast, json_form, spell
+from storage.engine.wire import End, Header, RunRequest
+
+_JSON_BATCH_ROWS = 8192
+_ARROW_BATCH_ROWS = 32768
+_ARROW_END = b"\xff\xff\xff\xff\x00\x00\x00\x00"
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """A bound query. `wrapped`: DuckDB sees a projection around the text, so positions are off.
+
+    `relation` is None when the cursor has executed the statement already (child_small).
+    """
+
+    relation: duckdb.DuckDBPyRelation | None
+    columns: tuple[tuple[str, str], ...]
+    types: tuple[Any, ...]
+    wrapped: bool
+
+
+def check_parameters(guarded: GuardedStatement, given: list[Any] | dict[str, Any] | None) -> Any:
+    """The parameters as DuckDB takes them. Raises Refusal that names what is missing or extra."""
+
+    wanted = guarded.parameters
+    if not wanted:
+        if given:
+            raise refuse_sql("the statement has no parameters, but some were sent; remove them")
+        return None
+    if guarded.positional:
+        if not isinstance(given, list):
+            raise refuse_sql(f"the statement has {len(wanted)} positional parameters; send a list")
+        highest = int(wanted[-1])
+        if len(wanted) != highest:
+            missing = next(n for n in range(1, highest + 1) if str(n) not in wanted)
+            raise refuse_sql(f"the statement uses ${highest} but not ${missing}")
+        if len(given) != highest:
+            raise refuse_sql(f"the statement has {highest} parameters, {len(given)} were sent")
+        return given
+    if not isinstance(given, dict):
+        raise refuse_sql(
+            "the statement has named parameters; send an object with " + ", ".join(wanted)
+        )
+    missing_names = [name for name in wanted if name not in given]
+    if missing_names:
+        raise refuse_sql("values are missing for the parameters " + ", ".join(missing_names))
+    extra = [name for name in given if name not in wanted]
+    if extra:
+        raise refuse_sql("the statement has no parameters named " + ", ".join(extra)[:200])
+    return given
+
+
+def check_sources(guarded: GuardedStatement, request: RunRequest) -> None:
+    """Every table must have been resolved by the caller; a name that was not does not exist."""
+
+    known = {source.name for source in request.sources}
+    for name in guarded.tables:
+        if name not in known:
+            raise Refusal("table_not_found", f"there is no table {name}")
+
+
+def pin_clock(
+    cursor: duckdb.DuckDBPyConnection, guarded: GuardedStatement, started_at: str
+) -> None:
+    """Contract D8: every spelling of now() answers the query's start."""
+
+    if guarded.reads_clock:
+        cursor.execute(f"SET VARIABLE \"{CLOCK_VARIABLE}\" = CAST('{started_at}' AS TIMESTAMPTZ)")
+
+
+def bind(cursor: duckdb.DuckDBPyConnection, request: RunRequest, parameters: Any) -> Binding:
+    """Binds the statement and casts the columns that cannot leave DuckDB as they are."""
+
+    json = request.result_format == "json"
+    relation = _bind_text(cursor, request.sql, parameters)
+    types = tuple(relation.types)
+    names = tuple(relation.columns)
+    casts = [export_cast(kind, json=json) for kind in types]
+    columns = tuple((name, spell(kind)) for name, kind in zip(names, types, strict=True))
+    if not any(casts):
+        return Binding(relation, columns, types, False)
+    items = (
+        (f"#{n}" if cast is None else f"CAST(#{n} AS {cast})") + f" AS {quote_name(name)}"
+        for n, (name, cast) in enumerate(zip(names, casts, strict=True), start=1)
+    )
+    return Binding(relation.project(", ".join(items)), columns, types, True)
+
+
+def execute_small(
+    cursor: duckdb.DuckDBPyConnection, request: RunRequest, parameters: Any
+) -> Binding | None:
+    """Executes at once. None when the answer turns out not to be plain: bind it then."""
+
+    cursor.execute(request.sql, parameters)
+    described = cursor.description or []
+    types = tuple(column[1] for column in described)
+    if any(arrow_type(kind) is None for kind in types):
+        cursor.abort()
+        return None
+    columns = tuple((column[0], spell(column[1])) for column in described)
+    return Binding(None, columns, types, False)
+
+
+def _bind_text(
+    cursor: duckdb.DuckDBPyConnection, sql: str, parameters: Any
+) -> duckdb.DuckDBPyRelation:
+    try:
+        relation = cursor.sql(sql, params=parameters)
+    except duckdb.Error:
+        # Only the plain path reports where in the text an error is, so ask it again.
+        cursor.execute(sql, parameters)
+        cursor.abort()
+        raise
+    if relation is None:
+        raise refuse_sql("the statement gives no rows; send a SELECT")
+    return relation
+
+
+def stream(
+    cursor: duckdb.DuckDBPyConnection,
+    binding: Binding,
+    request: RunRequest,
+    sink: FrameSink,
+    check: Callable[[], None],
+) -> int:
+    """Sends header, data and end; gives the rows. `check` raises when nobody wants the query."""
+
+    began = time.perf_counter()
+    sink.header(Header(binding.columns))
+    if binding.relation is None:
+        batches = read_batches(cursor, binding.types)
+        rows = _write_json(binding, batches, request, sink, check)
+    else:
+        json = request.result_format == "json"
+        size = _JSON_BATCH_ROWS if json else _ARROW_BATCH_ROWS
+        reader = binding.relation.to_arrow_reader(min(size, request.rows_max + 1))
+        try:
+            if json:
+                rows = _write_json(binding, reader, request, sink, check)
+            else:
+                rows = _write_arrow(reader, request, sink, check)
+        finally:
+            reader.close()
+    sink.finish(End(rows, (time.perf_counter() - began) * 1000))
+    return rows
+
+
+def _counted(rows: int, batch: pa.RecordBatch, rows_max: int) -> int:
+    rows += batch.num_rows
+    if rows > rows_max:
+        raise Refusal(
+            "result_too_large",
+            f"the result has more than {rows_max} rows; ask for fewer or raise max_rows",
+            limit_rows=rows_max,
+        )
+    return rows
+
+
+def _write_json(
+    binding: Binding,
+    batches: Iterable[pa.RecordBatch],
+    request: RunRequest,
+    sink: FrameSink,
+    check: Callable[[], None],
+) -> int:
+    forms = tuple(json_form(kind, integers=request.integers) for kind in binding.types)
+    rows = 0
+    for batch in batches:
+        check()
+        before = rows
+        rows = _counted(rows, batch, request.rows_max)
+        text = encode_rows(batch, forms)
+        if text:
+            sink.write(b"," if before else b"[")
+            sink.write(text)
+    sink.write(b"]" if rows else b"[]")
+    return rows
+
+
+def _write_arrow(
+    reader: pa.RecordBatchReader,
+    request: RunRequest,
+    sink: FrameSink,
+    check: Callable[[], None],
+) -> int:
+    original = reader.schema
+    schema = _utc(original)
+    sink.write(schema.serialize())
+    rows = 0
+    for batch in reader:
+        check()
+        rows = _counted(rows, batch, request.rows_max)
+        if batch.num_rows:
+            named = batch if schema is original else batch.cast(schema)
+            sink.write(named.serialize())
+    sink.write(_ARROW_END)
+    return rows
+
+
+def _utc(schema: pa.Schema) -> pa.Schema:
+    """DuckDB names the zone of `timestamptz` Etc/UTC; everything else here says UTC."""
+
+    if not any(pa.types.is_timestamp(field.type) and field.type.tz for field in schema):
+        return schema
+    fields = [
+        field.with_type(pa.timestamp(field.type.unit, "UTC"))
+        if pa.types.is_timestamp(field.type) and field.type.tz
+        else field
+        for field in schema
+    ]
+    return pa.schema(fields)

@@ -1,0 +1,262 @@
+"""The PostgreSQL backend as the suite sees it: one database a lake, real time, a wire that fails."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import signal
+import time
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import asyncpg
+
+from cluster.migrate import upgrade
+from lakebus.clock import new_uuid
+from storage.bus.interface import IngestBus, NewEntry
+from storage.bus.settings import BusSettings
+from storage.catalog.interface import Catalog
+from storage.postgres import PostgresLake
+from storage.rows.segment import EntryPart
+from tests.conformance.harness import Capability, LakeHarness, LakeView, rows_of
+from tests.conformance.wire import Wire
+from tests.postgres_server import (
+    EXTERNAL_VARIABLE,
+    drop_database,
+    fresh_database,
+    run_elsewhere,
+)
+
+#: A crash is made by killing a backend, which needs the server's processes to be ours.
+_IS_LOCAL = EXTERNAL_VARIABLE not in os.environ
+
+
+class PostgresHarness(LakeHarness):
+    """`second` and `restart` open pools of their own; `wire` stands between where a test asks."""
+
+    capabilities = frozenset(
+        {
+            Capability.LOST_REPLIES,
+            Capability.PAUSED_CLIENT,
+            Capability.FOREIGN_TRANSACTIONS,
+            Capability.REMOVE_INTENT,
+            Capability.EXPIRE_SNAPSHOTS,
+            *((Capability.CRASH_SERVER,) if _IS_LOCAL else ()),
+        }
+    )
+
+    def __init__(self, settings: BusSettings, dsn: str) -> None:
+        super().__init__(settings)
+        self._dsn = dsn
+        self._main: PostgresLake | None = None
+        self._others: list[PostgresLake] = []
+        self._wires: list[Wire] = []
+        self._observer: asyncpg.Connection[asyncpg.Record] | None = None
+
+    @property
+    def bus(self) -> IngestBus:
+        return self._lake.bus
+
+    @property
+    def catalog(self) -> Catalog:
+        return self._lake.catalog
+
+    @property
+    def _lake(self) -> PostgresLake:
+        assert self._main is not None
+        return self._main
+
+    # --- opening and closing ------------------------------------------------------------------
+
+    async def start(self) -> None:
+        self._main = await self._open(self._dsn)
+
+    async def stop(self) -> None:
+        for wire in self._wires:
+            await wire.stop()
+        for lake in (*self._others, self._lake):
+            await lake.close()
+        if self._observer is not None:
+            self._observer.terminate()
+
+    async def _open(self, dsn: str) -> PostgresLake:
+        return await PostgresLake.open(dsn, bus_settings=self.settings)
+
+    async def second(self) -> LakeView:
+        self._others.append(await self._open(self._dsn))
+        return _view(self._others[-1])
+
+    async def restart(self) -> None:
+        for lake in (*self._others, self._lake):
+            await lake.close()
+        self._others.clear()
+        await self.start()
+
+    async def advance_s(self, seconds: float) -> None:
+        """Waits by the database's clock; there is no other way to move it."""
+
+        until = (await self._now()).timestamp() + seconds
+        while (left_s := until - (await self._now()).timestamp()) > 0:
+            await asyncio.sleep(left_s)
+
+    async def _now(self) -> Any:
+        return await (await self._observing()).fetchval("SELECT clock_timestamp()")
+
+    async def _observing(self) -> asyncpg.Connection[asyncpg.Record]:
+        if self._observer is None or self._observer.is_closed():
+            self._observer = await asyncpg.connect(self._dsn)
+        return self._observer
+
+    # --- faults -------------------------------------------------------------------------------
+
+    async def lose_next_reply(self, operation: str) -> None:
+        """From here on the lake is reached through a wire; the next reply on it is lost."""
+
+        wire, dsn = await self._wired()
+        self._others.append(self._lake)
+        self._main = await self._open(dsn)
+        await _warm(_view(self._main))
+        wire.lose_next_reply()
+
+    @asynccontextmanager
+    async def paused_client(
+        self, *, chunks: int, withhold_bytes: int
+    ) -> AsyncIterator[LakeView]:
+        wire, dsn = await self._wired()
+        lake = await self._open(dsn)
+        try:
+            await _warm(_view(lake))
+            wire.pause(chunks=chunks, withhold_bytes=withhold_bytes)
+            yield _view(lake)
+        finally:
+            await wire.stop()
+            self._wires.remove(wire)
+            await lake.close()
+
+    async def _wired(self) -> tuple[Wire, str]:
+        parts = urlsplit(self._dsn)
+        wire = Wire(parts.hostname or "127.0.0.1", parts.port or 5432)
+        port = await wire.start()
+        self._wires.append(wire)
+        login, _, _ = parts.netloc.rpartition("@")
+        netloc = f"{login}@127.0.0.1:{port}" if login else f"127.0.0.1:{port}"
+        return wire, urlunsplit(parts._replace(netloc=netloc))
+
+    @asynccontextmanager
+    async def foreign_transaction(self) -> AsyncIterator[None]:
+        connection = await asyncpg.connect(self._dsn)
+        transaction = connection.transaction(isolation="repeatable_read")
+        await transaction.start()
+        try:
+            await connection.fetchval("SELECT pg_current_xact_id()::text")
+            for relation in ("bus_segment", "idem", "bus_log", "bus_lease"):
+                await connection.fetchval(f"SELECT count(*) FROM lakebus.{relation}")
+            yield
+        finally:
+            await transaction.rollback()
+            await connection.close()
+
+    async def remove_intent(self, file_id: uuid.UUID) -> None:
+        observer = await self._observing()
+        gone = await observer.execute("DELETE FROM lakebus.write_intent WHERE file_id = $1", file_id)
+        assert gone == "DELETE 1"
+
+    async def expire_snapshots(self, *, before: int) -> None:
+        observer = await self._observing()
+        async with observer.transaction():
+            await observer.execute("UPDATE lakebus.lake SET oldest_snapshot_id = $1", before)
+            await observer.execute(
+                "UPDATE lakebus.snapshot SET expired_at = clock_timestamp() WHERE snapshot_id < $1",
+                before,
+            )
+
+    async def crash_server(self) -> None:
+        """Kills a backend with SIGKILL: PostgreSQL then ends all others, throws its shared memory
+        away and recovers from the write-ahead log, as after a power cut."""
+
+        observer = await self._observing()
+        os.kill(await observer.fetchval("SELECT pg_backend_pid()"), signal.SIGKILL)
+        for lake in (*self._others, self._lake):
+            await lake.close()
+        self._others.clear()
+        for _ in range(600):
+            try:
+                self._observer = await asyncpg.connect(self._dsn)
+                break
+            except (OSError, asyncpg.PostgresError):
+                await asyncio.sleep(0.05)  # recovery has no signal to wait for
+        await self.start()
+
+
+def _view(lake: PostgresLake) -> LakeView:
+    return LakeView(lake.bus, lake.catalog)
+
+
+async def _warm(view: LakeView) -> None:
+    """Connects and prepares what will be sent, without an effect: an append for a table that does
+    not exist, a publication of nothing."""
+
+    part = EntryPart(2_000_000_000, 1, rows_of([1]))
+    await view.bus.append(NewEntry(1, "nothing", (part,), bytes(32), ordering_key="one"))
+    await view.catalog.publish(new_uuid(), [])
+    await view.catalog.head()
+
+
+class PostgresBackend:
+    """Copies a database that was upgraded once: a migration for each test would take minutes."""
+
+    def __init__(self, dsn: str, template: str) -> None:
+        self._dsn = dsn
+        self._template = template
+
+    @asynccontextmanager
+    async def open(self, settings: BusSettings) -> AsyncIterator[LakeHarness]:
+        dsn = await self._copy()
+        harness = PostgresHarness(settings, dsn)
+        try:
+            await harness.start()
+            try:
+                yield harness
+            finally:
+                await harness.stop()
+        finally:
+            await asyncio.to_thread(_drop, dsn)
+
+    async def _copy(self) -> str:
+        name = f"test_{secrets.token_hex(6)}"
+        connection = await asyncpg.connect(self._dsn)
+        try:
+            await connection.execute(f"CREATE DATABASE {name} TEMPLATE {self._template}")
+        finally:
+            await connection.close()
+        return urlunsplit(urlsplit(self._dsn)._replace(path=f"/{name}"))
+
+
+@contextmanager
+def postgres_backend(dsn: str) -> Iterator[PostgresBackend]:
+    """The backend on a running server, with its upgraded template."""
+
+    template = fresh_database(dsn)
+    try:
+        run_elsewhere(lambda: upgrade(template))
+        yield PostgresBackend(dsn, urlsplit(template).path.lstrip("/"))
+    finally:
+        _drop(template)
+
+
+def _drop(dsn: str) -> None:
+    """An autovacuum worker in the database belongs to the superuser and cannot be ended by the
+    database's owner; it is gone within moments."""
+
+    for attempt in range(40):
+        try:
+            drop_database(dsn)
+            return
+        except asyncpg.InsufficientPrivilegeError:
+            if attempt == 39:
+                raise
+            time.sleep(0.25)

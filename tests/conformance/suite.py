@@ -1,0 +1,7 @@
+"""Every test of the suite, for a backend's test module to import with a star."""
+
+from tests.conformance.bus import *  # noqa: F403
+from tests.conformance.catalog import *  # noqa: F403
+from tests.conformance.door import *  # noqa: F403
+from tests.conformance.failure import *  # noqa: F403
+from tests.conformance.publication import *  # noqa: F403

@@ -1,0 +1,103 @@
+"""Migrations, table definitions and functions are one database; anything else is refused."""
+
+from __future__ import annotations
+
+import asyncio
+
+import asyncpg
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from cluster import migrate
+from lakebus.errors import StartRefused, Unavailable
+from storage.sql import fingerprint
+from storage.tables import SCHEMA, metadata
+
+
+async def run(dsn: str, sql: str) -> None:
+    connection = await asyncpg.connect(dsn)
+    try:
+        await connection.execute(sql)
+    finally:
+        await connection.close()
+
+
+async def test_upgrade_makes_everything_and_repeating_changes_nothing(database_dsn: str) -> None:
+    assert (await migrate.current(database_dsn)).empty
+    made = await migrate.upgrade(database_dsn)
+    assert made == migrate.SchemaState(migrate.newest_revision(), fingerprint())
+    assert await migrate.upgrade(database_dsn) == made
+    await migrate.require_known_schema(database_dsn)
+
+
+async def test_migrations_and_table_definitions_are_the_same_database(database_dsn: str) -> None:
+    await migrate.upgrade(database_dsn)
+
+    def differences(connection: sa.Connection) -> list[object]:
+        options = {
+            "include_schemas": True,
+            "compare_server_default": True,
+            "version_table": "schema_version",
+            "version_table_schema": SCHEMA,
+            "include_name": lambda name, kind, _: kind != "schema" or name == SCHEMA,
+        }
+        return list(
+            compare_metadata(MigrationContext.configure(connection, opts=options), metadata)
+        )
+
+    # The role's name is the schema's name, which would make the schema the unnamed default one.
+    engine = create_async_engine(
+        database_dsn.replace("postgresql", "postgresql+asyncpg", 1),
+        connect_args={"server_settings": {"search_path": "public"}},
+    )
+    async with engine.connect() as connection:
+        assert await connection.run_sync(differences) == []
+    await engine.dispose()
+
+
+async def test_concurrent_upgrades_do_not_disturb_each_other(database_dsn: str) -> None:
+    states = await asyncio.gather(*(migrate.upgrade(database_dsn) for _ in range(4)))
+    assert len(set(states)) == 1
+
+
+async def test_empty_database_is_refused_with_the_command(database_dsn: str) -> None:
+    with pytest.raises(StartRefused, match="lakebus migrate"):
+        await migrate.require_known_schema(database_dsn)
+
+
+async def test_schema_of_a_newer_version_is_refused(database_dsn: str) -> None:
+    await migrate.upgrade(database_dsn)
+    await run(database_dsn, f"UPDATE {SCHEMA}.schema_version SET version_num = '9999'")
+    with pytest.raises(StartRefused, match="a newer version made it"):
+        await migrate.require_known_schema(database_dsn)
+    with pytest.raises(StartRefused, match="a newer version made it"):
+        await migrate.upgrade(database_dsn)
+
+
+async def test_other_functions_are_refused_and_installed_by_an_upgrade(database_dsn: str) -> None:
+    await migrate.upgrade(database_dsn)
+    await run(database_dsn, f"COMMENT ON SCHEMA {SCHEMA} IS 'lakebus functions 0123456789abcdef'")
+    with pytest.raises(StartRefused, match="lakebus migrate"):
+        await migrate.require_known_schema(database_dsn)
+    await migrate.upgrade(database_dsn)
+    await migrate.require_known_schema(database_dsn)
+
+
+async def test_failed_upgrade_leaves_the_database_as_it_was(
+    database_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(migrate, "install_statements", lambda: ("SELECT 1 FROM nowhere",))
+    with pytest.raises(asyncpg.UndefinedTableError):
+        await migrate.upgrade(database_dsn)
+    assert (await migrate.current(database_dsn)).empty
+    connection = await asyncpg.connect(database_dsn)
+    assert await connection.fetchval("SELECT to_regnamespace($1)", SCHEMA) is None
+    await connection.close()
+
+
+async def test_unreachable_database_says_so() -> None:
+    with pytest.raises(Unavailable, match="cannot be reached"):
+        await migrate.current("postgresql://lakebus@127.0.0.1:1/lakebus")

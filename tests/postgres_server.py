@@ -1,0 +1,132 @@
+"""A real PostgreSQL for tests: one server a test session, a fresh database whenever one is wanted.
+
+``LAKEBUS_TEST_POSTGRES_DSN`` names an external server instead (a role that may create databases).
+Tests take the fixtures `postgres_dsn` (session) and `database_dsn` (a new empty database), which
+`tests/conftest.py` re-exports, or use `running_postgres` and `fresh_database` themselves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import asyncpg
+import pytest
+
+from cluster.embedded_postgres import EmbeddedPostgres
+from cluster.postgres_binaries import BIN_DIR_VARIABLE
+
+EXTERNAL_VARIABLE = "LAKEBUS_TEST_POSTGRES_DSN"
+
+
+@contextmanager
+def running_postgres(*, durable: bool = True, fast_init: bool = True) -> Iterator[str]:
+    """Yield the DSN of a server whose role may create databases.
+
+    :param durable: fsync at run time, as in production; False for speed.
+    :param fast_init: do not sync the freshly made cluster; only a power cut could tell.
+    """
+    external = os.environ.get(EXTERNAL_VARIABLE)
+    if external:
+        yield external
+        return
+    folder = new_data_dir()
+    server = EmbeddedPostgres(
+        folder, durable=durable, sync_init=not fast_init, bin_dir=programs_wanted()
+    )
+    try:
+        run_elsewhere(server.start)
+        yield server.dsn
+    finally:
+        run_elsewhere(server.stop)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def programs_wanted() -> Path | None:
+    """The PostgreSQL that the environment asks for, so that a run can be told to try another."""
+    named = os.environ.get(BIN_DIR_VARIABLE)
+    return Path(named) if named else None
+
+
+def new_data_dir() -> Path:
+    """A new folder for a stack, in a place that PostgreSQL's user can reach."""
+    folder = Path(tempfile.mkdtemp(prefix="lakebus-test-"))
+    if os.geteuid() == 0:
+        folder.chmod(0o711)
+    return folder
+
+
+def fresh_database(dsn: str) -> str:
+    """Create an empty database on the server of `dsn`; return the DSN of it."""
+    name = f"test_{secrets.token_hex(6)}"
+
+    async def create() -> None:
+        connection = await asyncpg.connect(dsn)
+        try:
+            await connection.execute(f"CREATE DATABASE {name}")
+        finally:
+            await connection.close()
+
+    run_elsewhere(create)
+    return urlunsplit(urlsplit(dsn)._replace(path=f"/{name}"))
+
+
+def drop_database(dsn: str) -> None:
+    """Drop the database of `dsn`, whoever is still connected to it."""
+    parts = urlsplit(dsn)
+    name = parts.path.lstrip("/")
+
+    async def drop() -> None:
+        connection = await asyncpg.connect(urlunsplit(parts._replace(path="/postgres")))
+        try:
+            await connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+        finally:
+            await connection.close()
+
+    run_elsewhere(drop)
+
+
+def run_elsewhere(work: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+    """Run a coroutine to its end on a loop and thread of its own.
+
+    So the callers are plain functions that work inside and outside a running loop.
+    """
+    outcome: list[Any] = []
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            outcome.append(asyncio.run(work()))
+        except BaseException as error:  # noqa: BLE001 - carried to the caller's thread and raised there
+            failure.append(error)
+
+    thread = threading.Thread(target=run, name="test-postgres")
+    thread.start()
+    thread.join()
+    if failure:
+        raise failure[0]
+    return outcome[0]
+
+
+@pytest.fixture(scope="session")
+def postgres_dsn() -> Iterator[str]:
+    """The session's server."""
+    with running_postgres() as dsn:
+        yield dsn
+
+
+@pytest.fixture
+def database_dsn(postgres_dsn: str) -> Iterator[str]:
+    """A new empty database, dropped afterwards."""
+    dsn = fresh_database(postgres_dsn)
+    yield dsn
+    drop_database(dsn)
