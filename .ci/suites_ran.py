@@ -18,28 +18,27 @@ EXPECTED_REASONS = frozenset() if os.geteuid() == 0 else frozenset({"only root c
 """Why a test may be skipped here."""
 
 
-def suites(file: str, name: str) -> list[str]:
-    """The suites that a test belongs to: its folder, and for conformance its backend."""
-    parts = file.split("/")
-    folder = parts[1] if len(parts) > 2 else ""
-    if folder != "conformance":
-        return [folder]
-    where = f"{parts[-1]} {name}"
-    return [f"conformance[{backend}]" for backend in ("memory", "postgres") if backend in where]
+def suite_of(classname: str) -> str:
+    """The suite of a test: its folder below `tests`, or the backend of a conformance run."""
+    parts = classname.split(".")
+    for backend in ("memory", "postgres"):
+        if f"test_conformance_{backend}" in parts:
+            return f"conformance[{backend}]"
+    return parts[1] if len(parts) > 2 else "other"
 
 
 def main(report: str) -> int:
     ran: Counter[str] = Counter()
     problems = []
     for case in ElementTree.parse(report).iter("testcase"):
-        file, name = case.get("file", ""), case.get("name", "")
-        if case.find("skipped") is None:
-            ran.update(suites(file, name))
+        classname, name = case.get("classname", ""), case.get("name", "")
+        skipped = case.find("skipped")
+        if skipped is None:
+            ran[suite_of(classname)] += 1
             continue
-        reason = case.find("skipped")
-        said = "" if reason is None else reason.get("message", "")
+        said = skipped.get("message", "")
         if said not in EXPECTED_REASONS:
-            problems.append(f"{file}::{name} was skipped: {said}")
+            problems.append(f"{classname}.{name} was skipped: {said}")
     problems += [f"the suite {suite} ran no test" for suite in REQUIRED if not ran[suite]]
     print("tests per suite:", ", ".join(f"{name} {count}" for name, count in sorted(ran.items())))
     for problem in problems:

@@ -115,7 +115,10 @@ class CommitCoordinator:
         self._claims = self._make_loop("coordinator", self._turn)
         self._renewals = self._make_loop("lease_keeper", self._renew)
 
-    def start(self) -> None:
+    async def start(self) -> None:
+        """Warms the encoder up and begins to claim. Raises EncoderUnsound."""
+
+        await self._stager.warm_up()
         self._claims.start()
         self._renewals.start()
 
@@ -185,7 +188,7 @@ class CommitCoordinator:
         lease = claim.lease
         spent_s = self._clock.monotonic_s() - asked_at_s
         try:
-            async with asyncio.timeout(claim.ttl_s * self._settings.hold_ttls_max - spent_s):
+            async with asyncio.timeout(self._settings.hold_s(claim.ttl_s) - spent_s):
                 report = await self._work(claim)
         except asyncio.CancelledError:
             await self._give_back(claim, RangeEnd.RELEASED, "the coordinator was stopped")
@@ -197,6 +200,8 @@ class CommitCoordinator:
             report = self._stuck(claim, error)
         except (RetryLater, OutcomeUnknown, ObjectExists) as error:
             self._backoff.fail()
+            if self._backoff.worth_telling():
+                _LOG.warning("a range of shard %d is given back: %s", lease.shard, error)
             report = await self._give_back(claim, RangeEnd.RELEASED, str(error))
         except EncoderUnsound as error:
             report = await self._give_back_unsound(claim, error)

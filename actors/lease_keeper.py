@@ -58,7 +58,7 @@ class LeaseKeeper:
         self._held[_key(claim.lease)] = _Held(
             lease=claim.lease,
             ttl_s=claim.ttl_s,
-            hold_until_s=asked_at_s + claim.ttl_s * self._settings.hold_ttls_max,
+            hold_until_s=asked_at_s + self._settings.hold_s(claim.ttl_s),
             renew_at_s=asked_at_s + claim.ttl_s * _RENEW_AT,
             trusted_until_s=asked_at_s + claim.ttl_s * _TRUST,
         )

@@ -110,10 +110,10 @@ class RoleLoop:
     def _failed(self, error: Exception) -> float:
         self._metrics.count("lakebus_role_failures_total", role=self._role)
         absent = isinstance(error, RetryLater | OutcomeUnknown)
-        _LOG.warning(
-            "a turn of %s failed: %s", self._role, error, exc_info=None if absent else error
-        )
         wait_s = self._backoff.fail()
+        if self._backoff.worth_telling():
+            cause = None if absent else error
+            _LOG.warning("a turn of %s failed: %s", self._role, error, exc_info=cause)
         hopeless = (
             self._backoff.failing_for_s() > self._settings.unavailable_s_max
             if absent

@@ -105,6 +105,11 @@ class Backoff:
         self._until_s = now + wait_s
         return wait_s
 
+    def worth_telling(self) -> bool:
+        """True for the first failure in a row, the second, the fourth …: a log is no heartbeat."""
+
+        return self.failures & (self.failures - 1) == 0
+
     def succeed(self) -> None:
         self.failures = 0
         self._since_s = None

@@ -88,7 +88,7 @@ class RoleHost:
         if self.publisher is not None:
             self.publisher.start()
         if self.coordinator is not None and self._receiver is not None:
-            self.coordinator.start()
+            await self.coordinator.start()
             await self._receiver.start()
         if self.supervisor is not None:
             self.supervisor.start()

@@ -160,10 +160,9 @@ class RoleActor:
     async def _open(self) -> None:
         """Opens the backend, however long it takes, and starts the roles."""
 
-        factory = load_factory(self._settings.factory)
         while True:
             try:
-                self._backend = await factory(self._settings.config)
+                self._backend = await load_factory(self._settings.factory)(self._settings.config)
                 break
             except (RetryLater, OutcomeUnknown) as error:
                 _LOG.warning("the backend is not there yet: %s", error)
@@ -171,8 +170,11 @@ class RoleActor:
                 _LOG.error("the role %s does not start: %s", self._role, error)
                 self._refused = str(error)
             await asyncio.sleep(_OPEN_RETRY_S)
-        host = self._make_host(self._backend)
-        await host.start()
+        try:
+            host = self._make_host(self._backend)
+            await host.start()
+        except Exception as error:  # noqa: BLE001 - crash-only: Ray starts the actor anew
+            _end_process(self._role, error)
         self._host, self._refused = host, None
         _LOG.info("the role %s runs as process %d", self._role, os.getpid())
 
@@ -226,7 +228,7 @@ class RoleActor:
                 os._exit(_EXIT_STANDING_STILL)
 
 
-def _end_process(role: str, error: BaseException) -> None:
+def _end_process(role: str, error: BaseException) -> NoReturn:
     """Crash-only: Ray starts the actor anew."""
 
     _LOG.critical("the role %s ends its process: %s", role, error, exc_info=error)

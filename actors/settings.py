@@ -20,8 +20,8 @@ class RoleSettings:
     :param ranges_in_flight: ranges one coordinator works on at a time; range n+1 is written while
         range n is published.
     :param encode_threads: threads that write Parquet in one coordinator.
-    :param hold_ttls_max: how many lease times a range may be worked on before the worker is taken
-        to be stuck, stops renewing and ends its process.
+    :param hold_ttls_max, hold_s_min: how many lease times, and at least how long, a range may be
+        worked on before the worker is taken to be stuck, stops renewing and ends its process.
     :param verdicts_max: entries of one range that may be found bad by trying; more than that says
         that the fault is ours, and the range is returned instead.
     :param publish_commits_max: commits joined in one publish.
@@ -45,6 +45,7 @@ class RoleSettings:
     ranges_in_flight: int = 3
     encode_threads: int = 2
     hold_ttls_max: float = 2.0
+    hold_s_min: float = 5.0
     verdicts_max: int = 16
     publish_commits_max: int = 64
     publish_attempts: int = 8
@@ -65,5 +66,12 @@ class RoleSettings:
             if getattr(self, field.name) < least:
                 raise ConfigurationError(f"the setting {field.name} must be greater than zero")
 
+    def hold_s(self, ttl_s: float) -> float:
+        """How long a range with this lease time may be worked on."""
 
-_MAY_BE_ZERO = frozenset({"linger_ms", "linger_entries_min", "verdicts_max", "hint_every_ms"})
+        return max(self.hold_s_min, self.hold_ttls_max * ttl_s)
+
+
+_MAY_BE_ZERO = frozenset(
+    {"linger_ms", "linger_entries_min", "verdicts_max", "hint_every_ms", "hold_s_min"}
+)

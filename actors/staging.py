@@ -143,6 +143,12 @@ class Stager:
         ]
         return Staged((), tuple(quarantined), len(quarantined), _range_bytes(segments))
 
+    async def warm_up(self) -> None:
+        """Encodes a little once: what codecs load at first use must not fall on the first range,
+        whose lease may be short. Raises EncoderUnsound."""
+
+        await self._run(self._canary_bytes)
+
     async def prove(self) -> None:
         """The canary: known good rows through the encoder and the store (B8).
 

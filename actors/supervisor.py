@@ -101,6 +101,7 @@ class Supervisor:
         self._metrics = metrics
         self._purged_s = float("-inf")
         self._silent: dict[str, float] = {}
+        self._failing: frozenset[str] = frozenset()
         self._loop = RoleLoop(
             role="supervisor",
             turn=self._turn,
@@ -137,7 +138,9 @@ class Supervisor:
                 await step(report)
             except (RetryLater, OutcomeUnknown) as error:
                 report.failed.append(name)
-                _LOG.warning("the supervisor's step %s has to wait: %s", name, error)
+                if name not in self._failing:  # told once, not each tick
+                    _LOG.warning("the supervisor's step %s has to wait: %s", name, error)
+        self._failing = frozenset(report.failed)
         return report
 
     async def _turn(self) -> float:

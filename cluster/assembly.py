@@ -6,6 +6,7 @@ what the process needs on the running loop, and closes it again in reverse order
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -16,7 +17,14 @@ from actors.hints import HintSender
 from cluster import components
 from lakebus.clock import SystemClock
 from lakebus.settings import Settings
-from lakebus.telemetry import NO_METRICS, NO_TRACING, Metrics, Tracing, open_tracing
+from lakebus.telemetry import (
+    NO_METRICS,
+    NO_TRACING,
+    Metrics,
+    Tracing,
+    configure_logging,
+    open_tracing,
+)
 from serve_app.bodies import ByteBudget
 from serve_app.dependencies import Dependencies
 from serve_app.running import QueryDirectory, RunningQueries
@@ -84,13 +92,13 @@ async def api_dependencies(
     *,
     metrics: Metrics = NO_METRICS,
     status: Callable[[], Awaitable[Mapping[str, object]]] | None = None,
-    running: QueryDirectory | None = None,
+    directory: QueryDirectory | None = None,
 ) -> AsyncIterator[Dependencies]:
     """Everything but SQL."""
 
     async with AsyncExitStack() as stack:
-        reading = await _open_reading(stack, path)
-        yield await _api(stack, reading, metrics=metrics, status=status, running=running)
+        reading = await _open_reading(stack, path, "ingest")
+        yield await _api(stack, reading, metrics=metrics, status=status, directory=directory)
 
 
 @asynccontextmanager
@@ -100,7 +108,7 @@ async def query_dependencies(
     """SQL alone."""
 
     async with AsyncExitStack() as stack:
-        reading = await _open_reading(stack, path)
+        reading = await _open_reading(stack, path, "query")
         yield await _query(stack, reading, metrics=metrics)
 
 
@@ -111,19 +119,18 @@ async def all_dependencies(
     """The whole API in one process."""
 
     async with AsyncExitStack() as stack:
-        reading = await _open_reading(stack, path)
+        reading = await _open_reading(stack, path, "server")
         queries = await _query(stack, reading, metrics=metrics)
-        yield await _api(
-            stack,
-            reading,
-            metrics=metrics,
-            running=queries.running,
-            queries=queries.queries,
+        api = await _api(stack, reading, metrics=metrics, directory=queries.running)
+        yield dataclasses.replace(
+            api, queries=queries.queries, running=queries.running, health=queries.health
         )
 
 
-async def _open_reading(stack: AsyncExitStack, path: str) -> _Reading:
+async def _open_reading(stack: AsyncExitStack, path: str, service: str) -> _Reading:
     settings = components.read_settings(path)
+    if settings.log.json_lines:
+        configure_logging(service=service, level=settings.log.level)
     store = components.object_store(settings)
     lake = await components.open_lake(settings, store)
     stack.push_async_callback(lake.close)
@@ -145,8 +152,7 @@ async def _api(
     *,
     metrics: Metrics,
     status: Callable[[], Awaitable[Mapping[str, object]]] | None = None,
-    running: QueryDirectory | None = None,
-    queries: QueryService | None = None,
+    directory: QueryDirectory | None = None,
 ) -> Dependencies:
     settings, lake = reading.settings, reading.lake
     hints = HintSender(
@@ -188,8 +194,7 @@ async def _api(
         quarantine=QuarantineService(
             bus=lake.bus, catalog=lake.catalog, keys=lake.keys, settings=ingesting
         ),
-        queries=queries,
-        running=running,
+        directory=directory,
         status=status,
         metrics=metrics,
         tracing=_tracing(settings, "ingest"),
@@ -211,7 +216,8 @@ async def _query(stack: AsyncExitStack, reading: _Reading, *, metrics: Metrics) 
         manifest=reading.manifest,
         limits=limits,
         budget=ByteBudget(limits.inflight_bytes_max),
-        ready={**_ready_checks(reading), "engine": engine.ping},
+        ready=_ready_checks(reading),
+        health={"engine": engine.ping},
         queries=QueryService(
             resolver=reading.resolver,
             manifest=reading.manifest,

@@ -7,6 +7,7 @@ too: the other side is gone.
 from __future__ import annotations
 
 import json
+import select
 import socket
 from typing import Any
 
@@ -28,6 +29,11 @@ class Channel:
             self._connection.sendall(line.encode())
         except OSError as error:
             raise ChannelClosed from error
+
+    def waiting(self, timeout_s: float) -> bool:
+        """True when there is a message, or the end, to receive; False after the time."""
+        # The sender waits for an answer between messages, so no line is left in the buffer.
+        return bool(select.select([self._connection], [], [], timeout_s)[0])
 
     def receive(self) -> dict[str, Any]:
         """Wait for the next message; raises ChannelClosed at the end."""

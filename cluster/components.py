@@ -13,7 +13,7 @@ from pathlib import Path
 
 from actors.settings import RoleSettings
 from cluster import migrate
-from cluster.embedded_postgres import write_private
+from cluster.private_files import write_private
 from lakebus.errors import ConfigurationError
 from lakebus.settings import Settings
 from serve_app.dependencies import HttpLimits

@@ -2,7 +2,8 @@
 
 The server belongs to one data folder. What makes it safe to kill anything at any time:
 
-- a new cluster is made in a draft folder and renamed, so a half-made one is never opened;
+- a new cluster is made in a draft folder and renamed (`postgres_cluster.py`), so a half-made
+  one is never opened;
 - `fsync`, `synchronous_commit` and `full_page_writes` are given on the command line, where neither
   a file nor ALTER SYSTEM can turn them off; checksums are on;
 - a server that outlived its killed supervisor is found through its own `postmaster.pid` and only
@@ -19,7 +20,6 @@ import contextlib
 import json
 import os
 import secrets
-import shutil
 import signal
 import subprocess
 import time
@@ -33,6 +33,8 @@ import asyncpg
 from cluster import postgres_binaries, processes
 from cluster.ports import free_port, port_is_free
 from cluster.postgres_binaries import Binaries, Identity, clean_environment
+from cluster.postgres_cluster import SETTINGS, give, make_cluster, require_major
+from cluster.private_files import write_private
 from cluster.processes import ProcessMark
 from lakebus.errors import StartRefused
 
@@ -40,40 +42,6 @@ DATABASE = "lakebus"
 _STOP_STEPS = ((signal.SIGINT, 10.0), (signal.SIGQUIT, 5.0), (signal.SIGKILL, 5.0))
 _POLL_S = 0.02
 _TRANSIENT = ("pre-existing shared memory block", "is still in use", "lock file", "Address already")
-
-SETTINGS: dict[str, str] = {
-    # Durability: contract A1.
-    "fsync": "on",
-    "synchronous_commit": "on",
-    "full_page_writes": "on",
-    "wal_level": "replica",
-    # A small machine, many short transactions.
-    "shared_buffers": "256MB",
-    "max_connections": "200",
-    "max_wal_size": "4GB",
-    "min_wal_size": "256MB",
-    "checkpoint_timeout": "15min",
-    "checkpoint_completion_target": "0.9",
-    "wal_compression": "off",
-    "jit": "off",
-    "max_parallel_workers_per_gather": "0",
-    "autovacuum_naptime": "15s",
-    # Nobody who fell asleep holds anything for long (B3, B11); the roles that lock set less.
-    "idle_in_transaction_session_timeout": "60s",
-    "client_connection_check_interval": "2s",
-    "tcp_keepalives_idle": "30",
-    # One face to the world.
-    "listen_addresses": "127.0.0.1",
-    "unix_socket_directories": "",
-    "password_encryption": "scram-sha-256",
-    "TimeZone": "UTC",
-    "log_timezone": "UTC",
-    "log_line_prefix": "%m [%p] %q%a ",
-    "log_checkpoints": "off",
-    "log_lock_waits": "on",
-    "lc_messages": "C",
-}
-"""What the server is started with, over `postgresql.conf`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,9 +159,16 @@ class EmbeddedPostgres:
         await self.stop_leftover()
         self._passwords = self._load_passwords()
         if not self.cluster_dir.exists():
-            await asyncio.to_thread(self._initialise, binaries, identity, home)
-        self._check_major(binaries)
-        _give(self.cluster_dir, identity)
+            await asyncio.to_thread(
+                make_cluster,
+                self.cluster_dir,
+                binaries,
+                identity,
+                password=self._passwords.superuser,
+                sync=self._sync_init,
+            )
+        require_major(self.cluster_dir, binaries)
+        give(self.cluster_dir, identity)
         await self._start_server(binaries, identity)
         await self._make_database()
         return self.dsn
@@ -254,52 +229,6 @@ class EmbeddedPostgres:
                 f"{path} cannot be read as the passwords of the database: {error}. Put the file"
                 " back from a backup."
             ) from error
-
-    def _initialise(self, binaries: Binaries, identity: Identity, home: Path) -> None:
-        for draft in home.glob("making-*"):
-            shutil.rmtree(draft)
-        draft = home / f"making-{secrets.token_hex(4)}"
-        draft.mkdir(mode=0o700)
-        password_file = draft / "password"
-        write_private(password_file, self._secrets().superuser)
-        _give(draft, identity)
-        command = [str(binaries.tool("initdb")), "-D", str(draft / "data"), "-U", "postgres"]
-        command += ["-E", "UTF8", "--no-locale", "--auth=scram-sha-256", "--data-checksums"]
-        command += [f"--pwfile={password_file}"]
-        if not self._sync_init:
-            command.append("--no-sync")
-        made = subprocess.run(
-            identity.command(command),
-            check=False,
-            capture_output=True,
-            text=True,
-            cwd="/",
-            env=clean_environment(),
-            **identity.popen_arguments(),
-        )
-        if made.returncode != 0:
-            said = (made.stderr or made.stdout).strip()
-            shutil.rmtree(draft)
-            raise StartRefused(f"PostgreSQL could not make its data folder in {home}: {said}")
-        os.rename(draft / "data", self.cluster_dir)
-        shutil.rmtree(draft)
-
-    def _check_major(self, binaries: Binaries) -> None:
-        try:
-            found = int((self.cluster_dir / "PG_VERSION").read_text())
-        except (OSError, ValueError) as error:
-            raise StartRefused(
-                f"{self.cluster_dir} is not a PostgreSQL data folder ({error}). Move it away, or"
-                " choose another --data-dir."
-            ) from error
-        if found != binaries.major:
-            raise StartRefused(
-                f"The data in {self.cluster_dir} was made by PostgreSQL {found}, and the programs"
-                f" found ({binaries.source}) are PostgreSQL {binaries.version}; one cannot open the"
-                f" other's files. Set {postgres_binaries.BIN_DIR_VARIABLE} to programs of version"
-                f" {found}; to change the version, dump there with pg_dump and restore into an"
-                " empty --data-dir."
-            )
 
     # --- starting --------------------------------------------------------------------------
 
@@ -440,26 +369,3 @@ class EmbeddedPostgres:
             return
         if not processes.working_in(self.cluster_dir):
             (self.cluster_dir / "postmaster.pid").unlink(missing_ok=True)
-
-
-def write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner can read, whole or not at all."""
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with open(descriptor, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(draft, path)
-
-
-def _give(folder: Path, identity: Identity) -> None:
-    """Let the identity own the folder and all in it; touches nothing above it."""
-    if os.geteuid() != 0 or (folder.stat().st_uid, folder.stat().st_gid) == identity.owner:
-        return
-    uid, gid = identity.owner
-    # Deepest first: were we killed half way, the top would still say that work is left.
-    for parent, _, files in os.walk(folder, topdown=False):
-        for name in files:
-            os.lchown(os.path.join(parent, name), uid, gid)
-        os.lchown(parent, uid, gid)

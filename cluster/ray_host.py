@@ -23,6 +23,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from cluster.channel import Channel, ChannelClosed
+from cluster.deployed import Deployed
+from lakebus.errors import LakebusError
 from lakebus.settings import Settings
 
 _PR_SET_PDEATHSIG = 1
@@ -66,11 +68,21 @@ def _serve(channel: Channel, wiring: str) -> None:
     module, _, function = wiring.partition(":")
     deploy = getattr(importlib.import_module(module), function)
     settings = Settings.from_private_json(order["settings"])
-    deployed = asyncio.run(deploy(settings, api_key=order["api_key"]))
-    channel.send("deployed", url=deployed.url, api_key=deployed.api_key)
-    while channel.receive()["kind"] != "stop":
-        pass
+    with asyncio.Runner() as runner:
+        deployed: Deployed = runner.run(deploy(settings, api_key=order["api_key"]))
+        channel.send("deployed", url=deployed.url, api_key=deployed.api_key)
+        while not channel.waiting(deployed.tend_s) or channel.receive()["kind"] != "stop":
+            _tend(runner, deployed)
     _stop()
+
+
+def _tend(runner: asyncio.Runner, deployed: Deployed) -> None:
+    try:
+        done = runner.run(deployed.tend())
+    except LakebusError as error:
+        done = f"could not look after the actors: {error}"
+    if done:
+        print(f"lakebus: {done}", flush=True)  # noqa: T201 - into the host's log
 
 
 def _start_ray(options: dict[str, Any]) -> None:

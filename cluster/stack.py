@@ -16,14 +16,8 @@ Start-up is a race of two lines on purpose (importing and starting Ray takes mos
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
 import logging
 import os
-import signal
-import socket
-import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -33,6 +27,7 @@ from typing import Any
 
 from cluster import leftovers, migrate, processes, ray_environment
 from cluster.embedded_postgres import EmbeddedPostgres
+from cluster.host_link import HostFailed, HostLink
 from cluster.ports import PortClaims
 from cluster.processes import ProcessMark
 from cluster.ray_environment import NAMESPACE, RayPlace
@@ -42,7 +37,6 @@ from lakebus.settings import Settings
 
 WIRING = "cluster.wiring:deploy"
 _log = logging.getLogger("lakebus.stack")
-_STOP_S = 20.0
 _RESTART_PAUSES_S = (0.2, 0.5, 1.0, 2.0, 5.0)
 _CALM_S = 60.0
 _DATABASE_WAIT_S = 30.0
@@ -55,10 +49,6 @@ class Ready:
     url: str
     api_key: str
     seconds: float
-
-
-class HostFailed(StartRefused):
-    """Ray or the application did not start; the log of the host says why."""
 
 
 class Stack:
@@ -84,7 +74,7 @@ class Stack:
         self.files = StackFiles(settings.data_dir)
         self._claims = PortClaims()
         self._postgres: EmbeddedPostgres | None = None
-        self._host: _Host | None = None
+        self._host: HostLink | None = None
         self._place: RayPlace | None = None
         self._state: StackState | None = None
         self._http_port = 0
@@ -214,11 +204,11 @@ class Stack:
         self._say(f"PostgreSQL runs ({time.monotonic() - began:.1f} s)")
         return text
 
-    def _spawn_host(self) -> _Host:
+    def _spawn_host(self) -> HostLink:
         assert self._place is not None, "the place is made before the host"
         settings = self._settings
         environment = ray_environment.environment(settings, self._place, os.environ)
-        host = _Host(self.files, wiring=self._wiring, environment=environment)
+        host = HostLink(self.files.logs, wiring=self._wiring, environment=environment)
         self._write_state(phase="starting", host=host.mark, processes=())
         host.send(
             "start",
@@ -365,71 +355,6 @@ class _Pauses:
         await asyncio.sleep(_RESTART_PAUSES_S[min(self._count, len(_RESTART_PAUSES_S) - 1)])
         self._count += 1
         self._last = time.monotonic()
-
-
-class _Host:
-    """The supervisor's end of the Ray host."""
-
-    def __init__(self, files: StackFiles, *, wiring: str, environment: dict[str, str]) -> None:
-        ours, theirs = socket.socketpair()
-        with open(files.logs / "ray_host.log", "ab") as log:
-            self._popen = subprocess.Popen(
-                [
-                    *(sys.executable, "-m", "cluster.ray_host"),
-                    *(str(theirs.fileno()), str(os.getpid()), wiring),
-                ],
-                env=environment,
-                cwd="/",
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,
-            )
-        theirs.close()
-        ours.setblocking(False)
-        self._socket = ours
-        self._reader: asyncio.StreamReader | None = None
-        self._writer: asyncio.StreamWriter | None = None
-        self._listens = False
-        mark = ProcessMark.of(self._popen.pid)
-        if mark is None:
-            self._socket.close()
-            raise HostFailed("The Ray host ended at once. `lakebus logs` tells more.")
-        self.mark = mark
-
-    def send(self, kind: str, **members: Any) -> None:
-        with contextlib.suppress(OSError):  # it is gone; whoever waits for its answer learns that
-            self._socket.send((json.dumps({"kind": kind, **members}) + "\n").encode())
-
-    async def wait_for(self, kind: str) -> dict[str, Any]:
-        """The next message of this kind; raises HostFailed if the host fails or ends instead."""
-        if self._reader is None:
-            self._reader, self._writer = await asyncio.open_connection(sock=self._socket.dup())
-        while True:
-            line = await self._reader.readline()
-            if not line:
-                raise HostFailed("The Ray host ended while starting. `lakebus logs` tells more.")
-            message: dict[str, Any] = json.loads(line)
-            self._listens = self._listens or message["kind"] == "serve_started"
-            if message["kind"] == kind:
-                return message
-            if message["kind"] == "failed":
-                raise HostFailed(f"{message['error']} (`lakebus logs` tells more)")
-
-    async def stop(self) -> None:
-        """Let Ray end in good order, then see that it has."""
-        steps = ((signal.SIGTERM, 2.0), (signal.SIGKILL, 5.0))
-        if self._listens:
-            self.send("stop")
-        if not self._listens or not await processes.wait_gone(self.mark, timeout_s=_STOP_S):
-            await processes.stop([self.mark], steps)
-        self._popen.wait(timeout=5)
-        self._socket.close()
-        if self._writer is not None:
-            self._writer.close()
-            with contextlib.suppress(OSError):
-                await self._writer.wait_closed()
 
 
 def answers(url: str) -> tuple[bool, str]:

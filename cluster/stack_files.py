@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cluster.embedded_postgres import write_private
+from cluster.private_files import write_private
 from cluster.processes import ProcessMark
 from lakebus.errors import StartRefused
 

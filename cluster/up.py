@@ -63,6 +63,7 @@ def detached(settings: Settings, arguments: Sequence[str]) -> int:
     """Start `lakebus up` with these arguments in the background; return when it is ready."""
     files = StackFiles(settings.data_dir)
     files.make()
+    (files.logs / "up.out").touch(mode=0o600)  # the API key is printed
     with open(files.logs / "up.out", "wb") as output:
         child = subprocess.Popen(
             [sys.executable, "-m", "lakebus", "up", *arguments],

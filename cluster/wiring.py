@@ -1,53 +1,79 @@
-"""Composition: the one place that names a backend and puts a stack's parts together.
+"""Composition of a stack: which actors and which deployments, made from the settings.
 
-Runs in the Ray host, after Ray and Serve have started and the database has its schema.
+Runs in the Ray host, after Ray and Serve have started and the database has its schema. What the
+processes are told is the path of the settings file, never a secret; what they make of it is in
+`cluster/assembly.py`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import asyncio
+import functools
+from pathlib import Path
 
 from ray import serve
 
 from actors import runtime
-from cluster.components import bus_settings
+from actors.runtime_settings import RuntimeSettings
+from cluster import components
+from cluster.deployed import Deployed
+from cluster.ray_environment import NAMESPACE
 from lakebus.errors import Unauthenticated
 from lakebus.settings import Settings
 from serve_app import deployments
 from storage.ingesting.grants import SCOPES, Grant
 from storage.ingesting.keyring import KeyRing
-from storage.postgres import PostgresLake
 
 LOCAL_PRINCIPAL = "local"
 
 
-@dataclass(frozen=True, slots=True)
-class Deployed:
-    """Where the application answers, and the key made for the local profile (None: make one)."""
-
-    url: str
-    api_key: str | None
-
-
 async def deploy(settings: Settings, *, api_key: str | None) -> Deployed:
-    """Start the roles, then the deployments, and wait until all of them run.
+    """Start the roles and the deployments, and wait until all of them run.
 
     :param api_key: the local key of an earlier start; a new one is made if it is not valid.
     """
+    settings_path = components.keep_settings(settings)
+    # First and alone: it makes the lake on an empty database, and meets any reason to refuse.
     key = await _local_key(settings, api_key)
-    await runtime.start(settings)
-    serve.run_many(deployments.build(settings))
+    roles = runtime_settings(settings, settings_path)
+    applications = deployments.build(
+        settings.http,
+        settings_path=str(settings_path),
+        api_factory="cluster.assembly:api_dependencies",
+        query_factory="cluster.assembly:query_dependencies",
+        env={},  # all of this stack's Ray has it already
+    )
+    await asyncio.gather(
+        runtime.start(roles, timeout_s=settings.ray.start_timeout_s),
+        asyncio.to_thread(serve.run_many, applications),
+    )
     host = "127.0.0.1" if settings.http.host in ("0.0.0.0", "::") else settings.http.host
-    return Deployed(f"http://{host}:{settings.http.port}", key)
+    return Deployed(
+        url=f"http://{host}:{settings.http.port}",
+        api_key=key,
+        tend=functools.partial(runtime.tend, roles),
+        tend_s=settings.actors.supervisor_tick_ms / 1000,
+    )
+
+
+def runtime_settings(settings: Settings, settings_path: Path) -> RuntimeSettings:
+    """What the actors' runtime is told."""
+    return RuntimeSettings(
+        namespace=NAMESPACE,
+        factory="cluster.assembly:open_backend",
+        config=str(settings_path),
+        placement=settings.actors.placement,
+        coordinators=settings.actors.coordinators,
+        tick_age_s_max=settings.actors.stall_s,
+        log_level=settings.log.level.upper(),
+    )
 
 
 async def _local_key(settings: Settings, known: str | None) -> str | None:
-    if settings.profile == "production":
-        return None
-    dsn = settings.postgres.dsn
-    assert dsn is not None, "the supervisor hands over the DSN of its own server"
-    lake = await PostgresLake.open(dsn.get_secret_value(), bus_settings=bus_settings(settings))
+    lake = await components.open_lake(settings, components.object_store(settings))
     try:
+        if settings.profile == "production":
+            return None
         keyring = KeyRing(lake.keys)
         if known is not None:
             try:

@@ -228,7 +228,12 @@ class HttpSettings(Section):
         512, "Requests that wait for a replica before 503.", ge=0, le=100_000
     )
     drain_s: float = setting(
-        10.0, "How long a stopping replica finishes its requests.", ge=0, le=600, test=0.5
+        1.0,
+        "How long a stopping replica finishes its requests.",
+        ge=0,
+        le=600,
+        test=0.5,
+        production=30.0,
     )
 
 

@@ -59,6 +59,9 @@ _COUNTS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 _C, _G, _H = MetricKind.COUNTER, MetricKind.GAUGE, MetricKind.HISTOGRAM
 
 METRICS: tuple[Metric, ...] = (
+    Metric("lakebus_http_requests_total", _C, "HTTP requests answered", ("route", "status")),
+    Metric("lakebus_http_seconds", _H, "One request, arrival to last byte", ("route",), _SECONDS),
+    Metric("lakebus_accepted_rows_total", _C, "Rows accepted at the door, replays not counted"),
     Metric("lakebus_ranges_claimed_total", _C, "Ranges claimed from the bus", ("attempt",)),
     Metric(
         "lakebus_ranges_ended_total",

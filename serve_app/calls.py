@@ -48,8 +48,8 @@ class Answer:
 
 @dataclass(slots=True)
 class Call:
-    """One request. `principal` is set by authentication, `path_values` by routing, `started` once
-    the first byte of an answer was sent."""
+    """One request. `principal` is set by authentication, `path_values` and `route` (its template)
+    by routing, `started` and `status` once the first byte of an answer was sent."""
 
     scope: Scope
     receive: Receive
@@ -59,6 +59,8 @@ class Call:
     principal: Principal = NOBODY
     path_values: Mapping[str, str] = field(default_factory=dict)
     started: bool = False
+    status: int = 0
+    route: str = "none"
 
     def __post_init__(self) -> None:
         given = next((v for n, v in self.scope["headers"] if n == b"x-request-id"), b"")
@@ -137,6 +139,7 @@ class Call:
 
     async def start(self, status: int, headers: Sequence[Header]) -> None:
         self.started = True
+        self.status = status
         await self.send(
             {
                 "type": "http.response.start",

@@ -30,6 +30,7 @@ from lakebus.telemetry import Metrics
 from serve_app.app import create_api_app, create_query_app
 from serve_app.dependencies import Dependencies
 from serve_app.progress import ProgressLimits, assert_progress
+from serve_app.replica_ports import keep_replica_ports_on_loopback
 from serve_app.routing import HttpApplication
 
 API, QUERY = "api", "query"
@@ -78,6 +79,7 @@ class _Replica:
     make: Callable[..., HttpApplication]
 
     def __init__(self, factory: str, settings_path: str) -> None:
+        keep_replica_ports_on_loopback()
         self._factory = factory
         self._settings_path = settings_path
         self._limits = ProgressLimits()

@@ -76,6 +76,8 @@ async def _ingest(
                 on_invalid=cast(OnInvalid, on_invalid),
             )
         )
+    if not answer.replayed:
+        app.metrics.count("lakebus_accepted_rows_total", answer.receipt.rows)
     return _rendered(answer)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
@@ -140,6 +141,17 @@ class HttpApplication:
                     raise
                 status, headers, body = render(error, request_id=call.request_id, keyed=call.keyed)
                 await call.answer_bytes(status, body, MEDIA_TYPE, headers)
+            finally:
+                self._count(call)
+
+    def _count(self, call: Call) -> None:
+        """A client that left before its answer counts as 499, as in access logs."""
+
+        assert self.dependencies is not None
+        metrics = self.dependencies.metrics
+        status = str(call.status or 499)
+        metrics.count("lakebus_http_requests_total", route=call.route, status=status)
+        metrics.observe("lakebus_http_seconds", time.monotonic() - call.arrived_s, route=call.route)
 
     async def _handle(self, call: Call) -> Answer | None:
         dependencies = self.dependencies
@@ -151,6 +163,7 @@ class HttpApplication:
         if found is None:
             raise NotFound(f"there is nothing at {call.path[:200]}; /openapi.json lists all routes")
         node, call.path_values = found
+        call.route = node.template
         if route is None:
             supported = sorted(node.by_method)
             raise MethodNotAllowed(

@@ -8,6 +8,9 @@ Tests take the fixtures `postgres_dsn` (session) and `database_dsn` (a new empty
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
+import json
 import os
 import secrets
 import shutil
@@ -23,9 +26,13 @@ import asyncpg
 import pytest
 
 from cluster.embedded_postgres import EmbeddedPostgres
+from cluster.leftovers import clear
 from cluster.postgres_binaries import BIN_DIR_VARIABLE
+from cluster.processes import ProcessMark
+from cluster.stack_files import StackFiles
 
 EXTERNAL_VARIABLE = "LAKEBUS_TEST_POSTGRES_DSN"
+_PREFIX, _OWNER = "lakebus-test-", "owner.json"
 
 
 @contextmanager
@@ -58,11 +65,32 @@ def programs_wanted() -> Path | None:
 
 
 def new_data_dir() -> Path:
-    """A new folder for a stack, in a place that PostgreSQL's user can reach."""
-    folder = Path(tempfile.mkdtemp(prefix="lakebus-test-"))
+    """A new folder for a stack, in a place that PostgreSQL's user can reach.
+
+    It is marked with the process that made it, so that a later test run can clear away what a
+    killed one left.
+    """
+    _clear_abandoned()
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
     if os.geteuid() == 0:
         folder.chmod(0o711)
+    mark = ProcessMark.of(os.getpid())
+    assert mark is not None
+    (folder / _OWNER).write_text(json.dumps(mark.to_json()))
     return folder
+
+
+@functools.cache
+def _clear_abandoned() -> None:
+    """Once a run: stop and delete what test processes left that are dead."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError, ValueError):  # not ours, or somebody else clears it
+            owner = ProcessMark.from_json(json.loads((folder / _OWNER).read_text()))
+            if folder.stat().st_uid == os.geteuid() and owner is not None and not owner.alive():
+                files = StackFiles(folder)
+                run_elsewhere(functools.partial(clear, files.state(), files.stack_id()))
+                run_elsewhere(EmbeddedPostgres(folder).stop_leftover)
+                shutil.rmtree(folder)
 
 
 def fresh_database(dsn: str) -> str:

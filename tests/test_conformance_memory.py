@@ -91,4 +91,4 @@ def backend() -> Backend:
 
 
 def test_C2_random_histories() -> None:
-    run_machine(MemoryBackend(), histories=150, steps=60)
+    run_machine(MemoryBackend(), histories=100, steps=60)

@@ -47,6 +47,8 @@ _READ = f"""
 SELECT l.lo, l.hi, l.entry_indexes, l.entry_bytes, l.payload_key, s.payload
   FROM bus_log l LEFT JOIN bus_segment s ON s.segment_id = l.segment_id
  WHERE l.shard = $1 AND l.hi > $2 AND l.lo < $3 AND l.lo >= $2 - {GROUP_SPAN}
+   AND EXISTS (SELECT 1 FROM bus_lease b
+                WHERE b.lease_id = $4 AND b.epoch = $5 AND b.state = 'leased')
  ORDER BY l.lo"""
 _RENEW = """
 UPDATE bus_lease b
@@ -54,7 +56,7 @@ UPDATE bus_lease b
        + CASE WHEN b.attempt > 0 THEN $3::interval ELSE $4::interval END
   FROM unnest($1::bigint[], $2::bigint[]) AS r (lease_id, epoch)
  WHERE b.lease_id = r.lease_id AND b.epoch = r.epoch AND b.state = 'leased'
-RETURNING b.lease_id"""
+RETURNING b.lease_id, b.epoch"""
 _BATCH = f"""
 SELECT l.history_serial, l.principals[($2 - l.lo + 1)::integer] AS principal_id,
        p.snapshot_id, q.reason, q.successor_batch_id
@@ -180,7 +182,9 @@ class PostgresBus:
         lease = claim.lease
         async with self._general.connection() as connection:
             with reading():
-                rows = await connection.fetch(_READ, lease.shard, lease.lo, lease.hi)
+                rows = await connection.fetch(
+                    _READ, lease.shard, lease.lo, lease.hi, lease.lease_id, lease.epoch
+                )
         segments: list[ClaimedSegment] = []
         covered = lease.lo
         for row in rows:
@@ -243,8 +247,8 @@ class PostgresBus:
                     self._isolation_ttl,
                     self._ttl,
                 )
-        kept = {row["lease_id"] for row in rows}
-        return [lease for lease in leases if lease.lease_id in kept]
+        kept = {(row["lease_id"], row["epoch"]) for row in rows}
+        return [lease for lease in leases if (lease.lease_id, lease.epoch) in kept]
 
     async def release(self, lease: LeaseRef) -> None:
         await self._return(lease, failed=False, error=None, delay_s=0.0)

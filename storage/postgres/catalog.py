@@ -76,8 +76,9 @@ _PUBLISH = "SELECT * FROM publish($1, $2, $3, $4, $5)"
 
 
 class PostgresCatalog:
-    def __init__(self, *, pool: Pool, settings: BusSettings) -> None:
+    def __init__(self, *, pool: Pool, scans: Pool, settings: BusSettings) -> None:
         self._pool = pool
+        self._scans = scans
         self._settings = settings
 
     async def identity(self) -> LakeIdentity:
@@ -282,7 +283,7 @@ class PostgresCatalog:
         return None if row is None else _published(row)
 
     async def manifest_delta(self, *, after: int, until: int) -> ManifestDelta:
-        async with self._pool.connection() as connection:
+        async with self._scans.connection() as connection:
             with reading():
                 files = await connection.fetch(_FILES, after, until)
                 ended = await connection.fetch(_ENDED, after, until) if after > 0 else []

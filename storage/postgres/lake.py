@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 import uuid
 
@@ -17,7 +18,12 @@ from storage.postgres.failures import reading
 from storage.postgres.hints import PostgresHints
 from storage.postgres.identity import read_identity
 from storage.postgres.keys import PostgresKeys
-from storage.postgres.pool import Pool, PoolSettings, refuse_unsafe_server
+from storage.postgres.pool import (
+    LOCKING_TRANSACTION_MS,
+    Pool,
+    PoolSettings,
+    refuse_unsafe_server,
+)
 
 
 class PostgresLake:
@@ -29,12 +35,13 @@ class PostgresLake:
         general: Pool,
         appends: Pool,
         renewals: Pool,
+        scans: Pool,
         identity: LakeIdentity,
         serials: dict[int, uuid.UUID],
         bus_settings: BusSettings,
         object_store: ObjectStore | None,
     ) -> None:
-        self.pools = (general, appends, renewals)
+        self.pools = (general, appends, renewals, scans)
         self.identity = identity
         self.codec = TokenCodec(identity.token_secret)
         self.bus = PostgresBus(
@@ -46,7 +53,7 @@ class PostgresLake:
             histories=serials,
             object_store=object_store,
         )
-        self.catalog = PostgresCatalog(pool=general, settings=bus_settings)
+        self.catalog = PostgresCatalog(pool=general, scans=scans, settings=bus_settings)
         self.keys = PostgresKeys(pool=general)
         self.hints = PostgresHints(pool=general)
 
@@ -65,23 +72,24 @@ class PostgresLake:
         """
 
         settings = pool_settings or PoolSettings()
-        general = Pool(dsn, name="general", settings=settings)
+        locking = dataclasses.replace(settings, transaction_ms=LOCKING_TRANSACTION_MS)
+        general = Pool(dsn, name="general", settings=locking)
         appends = Pool(
             dsn,
             name="append",
-            settings=PoolSettings(
-                size_max=min(4, bus_settings.shards),
-                connect_ms=settings.connect_ms,
-                statement_ms=settings.statement_ms,
-            ),
+            settings=dataclasses.replace(locking, size_max=min(4, bus_settings.shards)),
         )
         # Reserved, so that a busy pool cannot starve renewals.
         renewals = Pool(
             dsn,
             name="renew",
-            settings=PoolSettings(size_max=1, connect_ms=2_000, statement_ms=5_000),
+            settings=dataclasses.replace(
+                locking, size_max=1, connect_ms=2_000, statement_ms=5_000
+            ),
         )
-        pools = (general, appends, renewals)
+        # Loading a large manifest takes longer than anything that locks may.
+        scans = Pool(dsn, name="scan", settings=dataclasses.replace(settings, size_max=2))
+        pools = (general, appends, renewals, scans)
         try:
             for pool in pools:
                 await pool.open()
@@ -96,6 +104,7 @@ class PostgresLake:
             general=general,
             appends=appends,
             renewals=renewals,
+            scans=scans,
             identity=identity,
             serials=serials,
             bus_settings=bus_settings,

@@ -12,13 +12,14 @@ copy has it.
 
 A new line of history is loaded anew too, because files of the lost line must not be seen.
 
-Memory: about 1.2 KB a file with the statistics of five columns, most of it theirs, plus 8 bytes for
+Memory: about 1.8 KB a file with the statistics of five columns, most of it theirs, plus 8 bytes for
 each reference in a kept view (at most 32 MB), measured by `benchmarks/manifest.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import uuid
 from collections.abc import Mapping
@@ -136,9 +137,11 @@ class Manifest:
             self._start()
 
     async def at(self, snapshot_id: int, head: Head) -> SnapshotView:
-        """The view of a snapshot that was found retained in this request; `head` is at least as
-        new. Raises SnapshotExpired when it expired meanwhile, Unavailable."""
+        """The view of a snapshot that was found retained after `head` was read, in this request.
+        Raises SnapshotExpired when it expired meanwhile, Unavailable."""
 
+        if snapshot_id > head.snapshot_id:  # published after the head was read
+            head = dataclasses.replace(head, snapshot_id=snapshot_id)
         while not self._reaches(snapshot_id, head):
             copy = self._copy
             if copy is not None and copy.history != head.history and copy.until > head.snapshot_id:

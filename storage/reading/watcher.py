@@ -131,12 +131,15 @@ class HeadWatcher:
         """The first head seen that covers `token`, which is of the current history.
 
         `deadline_s` is on the clock's monotonic scale. Raises VisibilityTimeout at the deadline,
-        HistoryChanged when a new line of history begins meanwhile.
+        HistoryChanged when a new line of history has begun or begins meanwhile.
         """
 
         head = self._head
         if head is None:
             head = await self.fresh_head()
+        if head.history != token.history:
+            # Its numbers go on above the lost ones, so it would seem to cover everything.
+            raise HistoryChanged()
         loop = asyncio.get_running_loop()
         waiter = Waiter(token, loop.create_future())
         if not self._room.enter(waiter, head):

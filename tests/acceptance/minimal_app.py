@@ -7,7 +7,6 @@ fails because of the ground and not of the building.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 
 from ray import serve
 from starlette.applications import Starlette
@@ -15,14 +14,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.routing import Route
 
+from cluster.deployed import Deployed
 from lakebus.settings import Settings
 from serve_app.replica_ports import keep_replica_ports_on_loopback
-
-
-@dataclass(frozen=True, slots=True)
-class Deployed:
-    url: str
-    api_key: str | None
 
 
 async def ready(_: Request) -> PlainTextResponse:

@@ -1,25 +1,18 @@
-"""Section B of the contract without failure of entries: claims, leases, returns, purge, pauses."""
+"""B1 to B3, B7 and B10: ranges, who holds them, how they come back, and purge."""
 
 from __future__ import annotations
 
 import asyncio
-import datetime as dt
 import time
-from collections.abc import Sequence
 
 import pytest
 
-from lakebus.clock import SystemClock, new_uuid
 from lakebus.errors import LeaseLost
 from lakebus.schemas import TableSchema
-from storage.bus.interface import BatchState, Claim, LeaseRef
-from storage.catalog.interface import CommitOutcome
+from storage.bus.interface import Claim
 from tests.conformance.fixtures import OpenLake
-from tests.conformance.harness import Capability, LakeHarness, entry_of
+from tests.conformance.harness import CLAIMABLE_WITHIN_S, Capability, LakeHarness, entry_of
 from tests.conformance.worker import Worker
-
-#: How late an expired lease may become claimable (B5), and what a poll may take (B3).
-CLAIMABLE_WITHIN_S = 2.0
 
 # --- B1: ranges -------------------------------------------------------------------------------
 
@@ -182,7 +175,7 @@ async def test_B3_every_entry_is_claimed_while_others_are_being_appended(
     entries = [entry_of(table, [n], ordering_key=str(n % 4)) for n in range(40)]
     appends = [asyncio.ensure_future(second.bus.append(entry)) for entry in entries]
     worker = lake.worker()
-    places = []
+    places: list[tuple[int, int]] = []
     while len(places) < len(entries):
         claim = await lake.claim_within(CLAIMABLE_WITHIN_S, worker)
         places += [(claim.lease.shard, e.position) for e in await worker.read(claim)]
@@ -190,143 +183,7 @@ async def test_B3_every_entry_is_claimed_while_others_are_being_appended(
     assert len(set(places)) == len(entries)
 
 
-# --- B4, B5, B6: time -----------------------------------------------------------------------------
-
-
-async def test_B4_renewal_extends_the_lease(open_lake: OpenLake) -> None:
-    lake = await open_lake(lease_ttl_ms=600)
-    table = await lake.create()
-    await lake.accept_many(table, 2)
-    worker, rival = lake.worker(), lake.worker()
-    claim = await worker.claim()
-    assert 0 < claim.ttl_s <= 0.6
-    for _ in range(3):
-        await lake.advance_s(0.35)
-        assert await lake.bus.renew([claim.lease]) == [claim.lease]
-        assert await lake.bus.claim(rival.owner) is None
-    assert (await worker.publish(await worker.stage(claim))).snapshot_id is not None
-
-
-async def test_B4_renewal_after_a_reclaim_changes_nothing(open_lake: OpenLake) -> None:
-    lake = await open_lake(claim_entries_max=1, lease_ttl_ms=1_200)
-    table = await lake.create()
-    await lake.accept_many(table, 1)
-    old, new = lake.worker(), lake.worker()
-    lost = await old.claim()
-    await lake.wait_expired()
-    taken = await new.claim()
-    assert taken.lease.epoch > lost.lease.epoch
-    assert await lake.bus.renew([lost.lease, taken.lease]) == [taken.lease]
-    assert await lake.bus.renew([lost.lease]) == []
-    # Had the loser's renewal reached the row, the winner's short lease would not run out.
-    await lake.advance_s(taken.ttl_s)
-    assert await lake.bus.renew([lost.lease]) == []
-    third = await lake.claim_within(CLAIMABLE_WITHIN_S, old)
-    assert third.lease.epoch > taken.lease.epoch
-
-
-async def test_B4_an_expired_lease_that_nobody_took_can_be_renewed(
-    lake: LakeHarness, table: TableSchema
-) -> None:
-    await lake.accept_many(table, 2)
-    claim = await lake.worker().claim()
-    await lake.wait_expired()
-    assert await lake.bus.renew([claim.lease]) == [claim.lease]
-    assert await lake.bus.claim(lake.worker().owner) is None
-
-
-async def test_B5_a_lease_is_claimable_after_its_ttl_and_not_before(
-    lake: LakeHarness, table: TableSchema
-) -> None:
-    await lake.accept_many(table, 1)
-    began = (await lake.catalog.head()).now
-    await lake.worker().claim()
-    rival = lake.worker()
-    claim = await lake.claim_within(lake.settings.lease_ttl_ms / 1000 + CLAIMABLE_WITHIN_S, rival)
-    ended = (await lake.catalog.head()).now
-    assert (ended - began).total_seconds() >= lake.settings.lease_ttl_ms / 1000
-    assert claim.attempt == 1
-
-
-@pytest.mark.parametrize("skew_s", [-3_600, 3_600])
-async def test_B5_the_clocks_of_clients_decide_nothing(
-    lake: LakeHarness, table: TableSchema, monkeypatch: pytest.MonkeyPatch, skew_s: int
-) -> None:
-    real = time.time
-    monkeypatch.setattr(time, "time", lambda: real() + skew_s)
-    monkeypatch.setattr(
-        SystemClock, "utc_now", lambda _: dt.datetime.fromtimestamp(real() + skew_s, dt.UTC)
-    )
-    await lake.accept_many(table, 1)
-    began = (await lake.catalog.head()).now
-    claim = await lake.worker().claim()
-    assert 0 < claim.ttl_s <= lake.settings.lease_ttl_ms / 1000
-    assert await lake.bus.claim(lake.worker().owner) is None
-    await lake.claim_within(lake.settings.lease_ttl_ms / 1000 + CLAIMABLE_WITHIN_S, lake.worker())
-    ended = (await lake.catalog.head()).now
-    assert (ended - began).total_seconds() >= lake.settings.lease_ttl_ms / 1000
-
-
-async def test_B6_expired_and_not_reclaimed_still_publishes(
-    lake: LakeHarness, table: TableSchema
-) -> None:
-    (accepted,) = await lake.accept_many(table, 1)
-    worker = lake.worker()
-    commit = await worker.stage(await worker.claim())
-    await lake.wait_expired()
-    published = await worker.publish(commit)
-    assert published.outcomes == {commit.commit_id: CommitOutcome.PUBLISHED}
-    assert await lake.rows_by_entry() == {(accepted.shard, accepted.position): 1}
-
-
-async def test_B6_the_paused_owner_of_a_reclaimed_range_changes_nothing(
-    lake: LakeHarness, table: TableSchema
-) -> None:
-    (accepted,) = await lake.accept_many(table, 1)
-    paused, winner = lake.worker(), lake.worker()
-    late = await paused.stage(await paused.claim())
-    await lake.wait_expired()
-    commit = await winner.stage(await winner.claim())
-    before = await lake.catalog.head()
-
-    lost = await paused.publish(late)
-    assert lost.outcomes == {late.commit_id: CommitOutcome.LEASE_LOST}
-    assert lost.snapshot_id is None
-    assert (await lake.catalog.head()).snapshot_id == before.snapshot_id
-    status = await lake.bus.batch(accepted.receipt.batch_id)
-    assert status is not None
-    assert status.state is BatchState.ACCEPTED
-    await _assert_powerless(lake, late.lease)
-
-    assert (await winner.publish(commit)).outcomes == {commit.commit_id: CommitOutcome.PUBLISHED}
-    again = await paused.publish(late)
-    assert again.outcomes == {late.commit_id: CommitOutcome.LEASE_LOST}
-    await _assert_powerless(lake, late.lease)
-    assert await lake.rows_by_entry() == {(accepted.shard, accepted.position): 1}
-
-
-async def test_B6_a_range_that_was_reclaimed_cannot_be_read(
-    lake: LakeHarness, table: TableSchema
-) -> None:
-    await lake.accept_many(table, 4)
-    old = await lake.worker().claim()
-    await lake.wait_expired()
-    await lake.worker().claim()
-    with pytest.raises(LeaseLost):
-        await lake.bus.read(old)
-
-
-async def _assert_powerless(lake: LakeHarness, lease: LeaseRef) -> None:
-    assert await lake.bus.renew([lease]) == []
-    with pytest.raises(LeaseLost):
-        await lake.bus.release(lease)
-    with pytest.raises(LeaseLost):
-        await lake.bus.nack(lease, error="late", delay_s=0)
-    with pytest.raises(LeaseLost):
-        await lake.bus.note_canary(lease)
-
-
-# --- B7: returns ------------------------------------------------------------------------------------
+# --- B7: returns ---------------------------------------------------------------------------------
 
 
 async def test_B7_a_released_range_returns_at_once_and_uncounted(
@@ -451,47 +308,3 @@ async def test_B10_purge_never_holds_up_ingest(open_lake: OpenLake) -> None:
             await asyncio.wait_for(purging, 2.0)
     # 50 ms is the contract's number for one wait; what is on top is this machine's ordinary work.
     assert slowest_s < 1.0
-
-
-# --- B11: pauses ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("withhold_bytes", [1, 5, 40])
-@pytest.mark.parametrize("chunks", [0, 1])
-async def test_B11_a_paused_client_stops_neither_shard_nor_publisher(
-    open_lake: OpenLake, chunks: int, withhold_bytes: int
-) -> None:
-    lake = await open_lake(lease_ttl_ms=20_000, claim_entries_max=1)
-    lake.needs(Capability.PAUSED_CLIENT)
-    table = await lake.create()
-    await lake.accept_many(table, 4)
-    victim = lake.worker()
-    commit = await victim.stage(await victim.claim())
-    pause = lake.paused_client(chunks=chunks, withhold_bytes=withhold_bytes)
-    async with pause as stuck:
-        requests = [
-            asyncio.ensure_future(stuck.bus.append(entry_of(table, [9], ordering_key="one"))),
-            asyncio.ensure_future(stuck.bus.claim(victim.owner)),
-            asyncio.ensure_future(stuck.catalog.publish(new_uuid(), [commit])),
-            asyncio.ensure_future(stuck.catalog.publish_outcome(new_uuid())),
-        ]
-        await asyncio.sleep(0.2)  # no signal tells when a request that never ends has arrived
-        try:
-            # 3 s for what was held, and what the work itself takes.
-            await asyncio.wait_for(_whole_cycle(lake, table), 3.5)
-        finally:
-            await _cancel_all(requests)
-
-
-async def _whole_cycle(lake: LakeHarness, table: TableSchema) -> None:
-    """Everything that takes a lock somewhere: append, claim, publish, a schema change."""
-
-    await lake.accept(entry_of(table, [1], ordering_key="one"))
-    await lake.worker().publish_one()
-    await lake.create("made_meanwhile")
-
-
-async def _cancel_all(tasks: Sequence[asyncio.Future[object]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import datetime as dt
 import enum
 import hashlib
 import uuid
@@ -21,7 +22,7 @@ import pytest
 
 from lakebus.schemas import Column, TableSchema
 from lakebus.tokens import TokenCodec, VisibilityToken
-from storage.bus.interface import Accepted, AppendOutcome, Claim, IngestBus, NewEntry, RejectSet
+from storage.bus.interface import Accepted, Claim, IngestBus, NewEntry, RejectSet
 from storage.bus.settings import BusSettings
 from storage.catalog.interface import Catalog, Published
 from storage.rows.segment import EntryPart
@@ -39,6 +40,9 @@ SUITE_SETTINGS = BusSettings(
     segment_ring_rotate_bytes=64 * 1024,
     segment_ring_rotate_age_s=0.2,
 )
+
+#: How late an expired lease may become claimable (B5), and what a poll may take (B3).
+CLAIMABLE_WITHIN_S = 2.0
 
 COLUMNS = (Column(0, "id", "bigint"), Column(0, "note", "varchar"))
 
@@ -231,7 +235,7 @@ def entry_of(
     schema_version: int | None = None,
     note: str = "x",
     rejects: Sequence[RejectSet] = (),
-    **more: Any,
+    first_attempt_at: dt.datetime | None = None,
 ) -> NewEntry:
     """An entry with the same rows for each of the tables. `fingerprint` stands for the payload's
     identity: equal rows, equal fingerprint."""
@@ -248,7 +252,7 @@ def entry_of(
         idempotency_key=key,
         ordering_key=ordering_key,
         rejects=tuple(rejects),
-        **more,
+        first_attempt_at=first_attempt_at,
     )
 
 

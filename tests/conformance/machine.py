@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import itertools
+import uuid
 from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from typing import Any, ClassVar, TypeVar
@@ -35,7 +36,7 @@ from hypothesis.stateful import (
 from lakebus.clock import new_uuid
 from lakebus.errors import LeaseLost, OutcomeUnknown, Unavailable
 from lakebus.schemas import Column, TableSchema
-from storage.bus.interface import Accepted, BatchState, Claim, KeyTaken, NewEntry, SchemaStale
+from storage.bus.interface import Accepted, Claim, KeyTaken, NewEntry, SchemaStale
 from storage.catalog.interface import Commit, CommitOutcome, Published
 from tests.conformance.harness import (
     SUITE_SETTINGS,
@@ -44,7 +45,8 @@ from tests.conformance.harness import (
     LakeHarness,
     entry_of,
 )
-from tests.conformance.worker import Place, Worker
+from tests.conformance.model import LakeModel
+from tests.conformance.worker import Worker
 
 T = TypeVar("T")
 
@@ -66,7 +68,7 @@ def run_machine(backend: Backend, *, histories: int, steps: int) -> None:
     class Machine(LakeMachine):
         chosen_backend: ClassVar[Backend] = backend
 
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(
         Machine,
         settings=settings(
             max_examples=histories,
@@ -87,14 +89,10 @@ class LakeMachine(RuleBasedStateMachine):
         super().__init__()
         self._loop = asyncio.new_event_loop()
         self._stack = AsyncExitStack()
-        self.entries: dict[Place, NewEntry] = {}
-        self.keyed: dict[str, tuple[NewEntry, Accepted | KeyTaken]] = {}
+        self.model = LakeModel()
         self.held: list[tuple[Worker, Claim]] = []
-        self.published: dict[Place, int] = {}
-        self.quarantined: set[Place] = set()
-        self.publications: list[tuple[Any, list[Commit], Published]] = []
-        self.epoch = 0
-        self.watermark: dict[int, int] = {}
+        self.staged: dict[int, Commit] = {}
+        self.publications: list[tuple[uuid.UUID, list[Commit], Published]] = []
         self._numbers = itertools.count()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
@@ -128,7 +126,7 @@ class LakeMachine(RuleBasedStateMachine):
         entry = self._entry(ordering, rows, both=both, keyed=keyed)
         outcome = self.run(self.lake.bus.append(entry))
         assert isinstance(outcome, Accepted)
-        self._accepted(entry, outcome)
+        self.model.acknowledge(entry, outcome)
 
     @rule(count=st.integers(2, 8), ordering=st.integers(0, 3))
     def append_group(self, count: int, ordering: int) -> None:
@@ -147,24 +145,24 @@ class LakeMachine(RuleBasedStateMachine):
         assert again.record.receipt == first.receipt
         for entry, outcome in zip(entries[:-1], outcomes[:-1], strict=True):
             assert isinstance(outcome, Accepted)
-            self._accepted(entry, outcome)
+            self.model.acknowledge(entry, outcome)
 
-    @precondition(lambda self: self.keyed)
+    @precondition(lambda self: self.model.keyed)
     @rule(data=st.data())
     def replay(self, data: st.DataObject) -> None:
-        key = data.draw(st.sampled_from(sorted(self.keyed)))
-        self.run(self._assert_replay(key))
+        key = data.draw(st.sampled_from(sorted(self.model.keyed)))
+        self.run(self.model.check_replay(self.lake, key))
 
-    @precondition(lambda self: self.keyed)
+    @precondition(lambda self: self.model.keyed)
     @rule(data=st.data())
     def conflict(self, data: st.DataObject) -> None:
-        key = data.draw(st.sampled_from(sorted(self.keyed)))
-        entry, first = self.keyed[key]
+        key = data.draw(st.sampled_from(sorted(self.model.keyed)))
+        entry, receipt = self.model.keyed[key]
         other = dataclasses.replace(entry, fingerprint=b"\xff" * 32)
         outcome = self.run(self.lake.bus.append(other))
         assert isinstance(outcome, KeyTaken)
         assert outcome.record.fingerprint == entry.fingerprint
-        assert outcome.record.receipt == _receipt(first)
+        assert outcome.record.receipt == receipt
 
     @rule()
     def append_stale(self) -> None:
@@ -199,35 +197,24 @@ class LakeMachine(RuleBasedStateMachine):
                 return outcome
             raise AssertionError("the bus never answered again")
 
-        self._accepted(entry, self.run(append()))
+        self.model.acknowledge(entry, self.run(append()))
 
     # --- work ---------------------------------------------------------------------------------
 
-    @rule(owner=_OWNERS)
-    def claim(self, owner: int) -> None:
+    @rule(owner=_OWNERS, stage=st.booleans())
+    def claim(self, owner: int, stage: bool) -> None:
         worker = self.lake.worker(owner=self.owners[owner])
         claim = self.run(worker.bus.claim(worker.owner))
         if claim is None:
             return
-        lease = claim.lease
-        assert lease.epoch > self.epoch
-        self.epoch = lease.epoch
-        places = {(lease.shard, p) for p in range(lease.lo, lease.hi)}
-        assert places <= self.entries.keys()
-        assert not places & (self.published.keys() | self.quarantined)
-        assert len(places) <= MACHINE_SETTINGS.claim_entries_max
+        assert claim.lease.hi - claim.lease.lo <= MACHINE_SETTINGS.claim_entries_max
         for _, other in self.held:
-            if other.lease.shard == lease.shard and _overlap(other, claim):
+            if _overlap(other, claim):
                 assert self.run(self.lake.bus.renew([other.lease])) == []
-        for entry in self.run(worker.read(claim)):
-            expected = self.entries[(lease.shard, entry.position)]
-            assert [p.batch.num_rows for p in entry.parts] == [
-                p.batch.num_rows for p in expected.parts
-            ]
-            assert entry.ids == [
-                value for part in expected.parts for value in part.batch.column(0).to_pylist()
-            ]
+        self.model.take_claim(claim, self.run(worker.read(claim)))
         self.held.append((worker, claim))
+        if stage:  # ready to be sent, and sent perhaps long after the lease was lost
+            self.run(self._stage([(worker, claim)], quarantine=False))
 
     @precondition(lambda self: self.held)
     @rule(data=st.data())
@@ -327,9 +314,9 @@ class LakeMachine(RuleBasedStateMachine):
 
     @rule()
     def look(self) -> None:
-        self.run(self._check())
+        self.run(self.model.check(self.lake, self.tables))
 
-    # --- the model ----------------------------------------------------------------------------
+    # --- steps that several rules share -------------------------------------------------------
 
     def _entry(self, ordering: int, rows: int, *, both: bool, keyed: bool) -> NewEntry:
         number = next(self._numbers)
@@ -340,106 +327,35 @@ class LakeMachine(RuleBasedStateMachine):
             ordering_key=str(ordering),
         )
 
-    def _accepted(self, entry: NewEntry, outcome: Accepted | KeyTaken) -> None:
-        _, shard, position = _receipt(outcome).batch_id[1:].split("-")
-        place = (int(shard), int(position))
-        assert place not in self.entries
-        self.entries[place] = entry
-        if entry.idempotency_key is not None:
-            self.keyed[entry.idempotency_key] = (entry, outcome)
-
-    async def _assert_replay(self, key: str) -> None:
-        entry, first = self.keyed[key]
-        outcome = await self.lake.bus.append(entry)
-        assert isinstance(outcome, KeyTaken)
-        assert outcome.record.receipt == _receipt(first)
-        assert outcome.record.fingerprint == entry.fingerprint
-
     async def _stage(
         self, chosen: list[tuple[Worker, Claim]], *, quarantine: bool
     ) -> list[Commit]:
         commits = []
         for worker, claim in chosen:
+            epoch = claim.lease.epoch
+            if epoch in self.staged:  # what is staged stays as it is, however often it is sent
+                commits.append(self.staged[epoch])
+                continue
             bad = [claim.lease.lo] if quarantine else []
             try:
                 commits.append(await worker.stage(claim, quarantine=bad))
+                self.staged[epoch] = commits[-1]
             except LeaseLost:
                 assert await self.lake.bus.renew([claim.lease]) == []
                 self.held.remove((worker, claim))
         return commits
 
-    def _take(self, publication_id: Any, commits: list[Commit], published: Published) -> None:
-        """The model's side of a publication."""
-
-        assert published.outcomes.keys() == {commit.commit_id for commit in commits}
-        happened = False
-        for commit in commits:
-            if published.outcomes[commit.commit_id] is not CommitOutcome.PUBLISHED:
-                continue
-            happened = True
-            assert published.snapshot_id is not None
-            bad = {entry.position for entry in commit.quarantined}
-            for position in range(commit.lease.lo, commit.lease.hi):
-                place = (commit.lease.shard, position)
-                assert place not in self.published, "terminal twice"
-                assert place not in self.quarantined, "terminal twice"
-                if position in bad:
-                    self.quarantined.add(place)
-                else:
-                    self.published[place] = published.snapshot_id
-        if happened:
+    def _take(
+        self, publication_id: uuid.UUID, commits: list[Commit], published: Published
+    ) -> None:
+        if self.model.take_publication(commits, published):
             self.publications.append((publication_id, commits, published))
-        else:
-            assert published.snapshot_id is None
-        self.run(self._check())
-
-    async def _check(self) -> None:
-        ends = await self.lake.bus.ends()
-        for shard, end in ends.items():
-            assert {p for s, p in self.entries if s == shard} == set(range(end))
-        head = await self.lake.catalog.head()
-        terminal = self.published.keys() | self.quarantined
-        for shard, mark in head.watermark.items():
-            assert self.watermark.get(shard, 0) <= mark
-            open_positions = set(range(ends[shard])) - {p for s, p in terminal if s == shard}
-            assert mark == min(open_positions, default=ends[shard])
-        self.watermark = dict(head.watermark)
-        for table in self.tables:
-            rows = await self.lake.rows_by_entry(table_id=table.table_id)
-            assert rows == self._rows_of(table.table_id)
-
-    def _rows_of(self, table_id: int) -> dict[Place, int]:
-        """What the newest snapshot must hold of a table: whole entries, and no others."""
-
-        return {
-            place: part.batch.num_rows
-            for place in self.published
-            for part in self.entries[place].parts
-            if part.table_id == table_id
-        }
+        self.run(self.model.check(self.lake, self.tables))
 
     async def _end(self) -> None:
-        """After a drain every acknowledged entry is terminal exactly once."""
-
-        before = set(self.published) | self.quarantined
-        for published in await self.lake.drain():
-            assert set(published.outcomes.values()) == {CommitOutcome.PUBLISHED}
-        for place in self.entries.keys() - before:
-            batch_id = f"b1-{place[0]}-{place[1]}"
-            status = await self.lake.bus.batch(batch_id)
-            assert status is not None
-            assert status.state is BatchState.PUBLISHED
-            assert status.snapshot_id is not None
-            self.published[place] = status.snapshot_id
-        await self._check()
-        for key in self.keyed:
-            await self._assert_replay(key)
-        assert len(await self.lake.bus.quarantine_items(limit=1_000)) == len(self.quarantined)
-
-
-def _receipt(outcome: Accepted | KeyTaken) -> Any:
-    return outcome.receipt if isinstance(outcome, Accepted) else outcome.record.receipt
+        await self.model.check_drained(self.lake, self.tables, await self.lake.drain())
 
 
 def _overlap(a: Claim, b: Claim) -> bool:
-    return a.lease.lo < b.lease.hi and b.lease.lo < a.lease.hi
+    same_shard = a.lease.shard == b.lease.shard
+    return same_shard and a.lease.lo < b.lease.hi and b.lease.lo < a.lease.hi

@@ -1,4 +1,4 @@
-"""The PostgreSQL backend as the suite sees it: one database a lake, real time, a wire that fails."""
+"""PostgreSQL as the suite sees it: one database a lake, real time, a wire that fails."""
 
 from __future__ import annotations
 
@@ -162,7 +162,9 @@ class PostgresHarness(LakeHarness):
 
     async def remove_intent(self, file_id: uuid.UUID) -> None:
         observer = await self._observing()
-        gone = await observer.execute("DELETE FROM lakebus.write_intent WHERE file_id = $1", file_id)
+        gone = await observer.execute(
+            "DELETE FROM lakebus.write_intent WHERE file_id = $1", file_id
+        )
         assert gone == "DELETE 1"
 
     async def expire_snapshots(self, *, before: int) -> None:

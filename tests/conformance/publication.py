@@ -1,21 +1,19 @@
-"""Section C of the contract, and F1: the one transaction that makes a snapshot."""
+"""C1 to C3, C5 and C7: the one transaction that makes a snapshot."""
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
-import datetime as dt
 
 import pytest
 
 from lakebus.clock import new_uuid
-from lakebus.errors import OutcomeUnknown, TimeInFuture
+from lakebus.errors import OutcomeUnknown
 from lakebus.schemas import Column, TableSchema
-from storage.bus.interface import Accepted, BatchState, KeyTaken, RejectSet
-from storage.catalog.interface import Commit, CommitOutcome, Published
+from storage.bus.interface import Accepted, BatchState, RejectSet
+from storage.catalog.interface import CommitOutcome, Published
 from tests.conformance.fixtures import OpenLake
-from tests.conformance.harness import Capability, LakeHarness, LakeView, entry_of, total
-from tests.conformance.worker import Worker, fake_file
+from tests.conformance.harness import Capability, LakeHarness, LakeView, entry_of
 
 # --- C1, C2, C3 -----------------------------------------------------------------------------------
 
@@ -220,86 +218,7 @@ async def test_C3_the_watermark_is_the_longest_terminal_prefix_and_never_falls(
     assert reached == [0, 0, 2, 2, 5]
 
 
-# --- C4: time -------------------------------------------------------------------------------------
-
-
-async def test_C4_publication_times_strictly_increase(open_lake: OpenLake) -> None:
-    lake = await open_lake(claim_entries_max=1)
-    table = await lake.create()
-    await lake.accept_many(table, 6)
-    worker = lake.worker()
-    for n in range(6):
-        await worker.publish_one()
-        if n == 3:
-            await lake.create("u")
-            await lake.restart()
-            worker = lake.worker()
-    snapshots = list(await lake.catalog.snapshots(limit=100))[::-1]
-    times = [snapshot.published_at for snapshot in snapshots]
-    ids = [snapshot.snapshot_id for snapshot in snapshots]
-    assert times == sorted(set(times))
-    assert ids == list(range(1, len(ids) + 1))
-    assert [s.parent_id for s in snapshots] == [None, *ids[:-1]]
-
-
-async def test_C4_a_time_resolves_to_the_newest_snapshot_at_or_before_it(
-    open_lake: OpenLake,
-) -> None:
-    lake = await open_lake(claim_entries_max=1)
-    table = await lake.create()
-    await lake.accept_many(table, 3)
-    worker = lake.worker()
-    for _ in range(3):
-        await lake.advance_s(0.002)
-        await worker.publish_one()
-    snapshots = list(await lake.catalog.snapshots(limit=100))
-    microsecond = dt.timedelta(microseconds=1)
-    for newer, older in zip(snapshots, snapshots[1:], strict=False):
-        assert await lake.catalog.snapshot_at(newer.published_at) == newer
-        assert await lake.catalog.snapshot_at(newer.published_at - microsecond) == older
-
-
-async def test_C4_an_answered_time_is_closed(open_lake: OpenLake) -> None:
-    lake = await open_lake(claim_entries_max=1)
-    table = await lake.create()
-    await lake.accept_many(table, 4)
-    for n in range(4):
-        worker, view = lake.worker(), await lake.second()
-        await lake.advance_s(0.002)
-        now = (await lake.catalog.head()).now
-        answer = await view.catalog.snapshot_at(now)
-        published = await worker.publish_one()
-        assert published.published_at is not None
-        assert published.published_at > now
-        if n == 1:
-            await lake.restart()  # what was closed stays closed
-        assert await lake.catalog.snapshot_at(now) == answer
-
-
-async def test_C4_a_schema_change_takes_its_time_after_what_is_closed(
-    lake: LakeHarness, table: TableSchema
-) -> None:
-    await lake.advance_s(0.002)
-    now = (await lake.catalog.head()).now
-    answer = await lake.catalog.snapshot_at(now)
-    await lake.create("u")
-    assert (await lake.catalog.head()).published_at > now
-    assert await lake.catalog.snapshot_at(now) == answer
-
-
-async def test_C4_a_time_that_has_not_come_is_not_closed(
-    lake: LakeHarness, table: TableSchema
-) -> None:
-    head = await lake.catalog.head()
-    with pytest.raises(TimeInFuture):
-        await lake.catalog.snapshot_at(head.now + dt.timedelta(hours=1))
-    await lake.accept_many(table, 1)
-    published = await lake.worker().publish_one()
-    assert published.published_at is not None
-    assert published.published_at < head.now + dt.timedelta(hours=1)
-
-
-# --- C5, C6, C7 -----------------------------------------------------------------------------------
+# --- C5, C7 ---------------------------------------------------------------------------------------
 
 
 async def test_C5_a_lost_reply_is_unknown_and_can_be_read_back(
@@ -358,85 +277,6 @@ async def test_C5_concurrent_repeats_of_one_publication_give_one_answer(
     assert results[0].outcomes == {commit.commit_id: CommitOutcome.PUBLISHED}
 
 
-async def test_C6_a_file_without_a_write_intent_is_not_published(
-    lake: LakeHarness, table: TableSchema
-) -> None:
-    await lake.accept_many(table, 1)
-    worker = lake.worker()
-    commit = await worker.stage(await worker.claim())
-    stranger = fake_file(new_uuid(), table.table_id, table.version, 1)
-    await _assert_intent_lost(worker, dataclasses.replace(commit, files=(stranger,)))
-    await _assert_intent_lost(
-        worker, dataclasses.replace(commit, files=(*commit.files, stranger))
-    )
-    published = await worker.publish(commit)  # the honest commit lost nothing by that
-    assert published.outcomes == {commit.commit_id: CommitOutcome.PUBLISHED}
-
-
-async def test_C6_collection_that_removed_the_intent_first_wins(
-    lake: LakeHarness, table: TableSchema
-) -> None:
-    lake.needs(Capability.REMOVE_INTENT)
-    other = await lake.create("u")
-    await lake.accept(entry_of([table, other], [1]))
-    worker = lake.worker()
-    claim = await worker.claim()
-    commit = await worker.stage(claim)
-    await lake.remove_intent(claim.file_ids[other.table_id])
-    await _assert_intent_lost(worker, commit)
-    assert await lake.rows_by_entry() == {}  # nothing of the other table either (A8)
-    await lake.bus.release(claim.lease)
-    await lake.drain()
-    assert sum((await lake.rows_by_entry()).values()) == 2
-
-
-async def test_C6_a_publish_consumes_the_intent(open_lake: OpenLake) -> None:
-    lake = await open_lake(claim_entries_max=1)
-    table = await lake.create()
-    await lake.accept_many(table, 2)
-    worker = lake.worker()
-    first, second = [await worker.stage(await worker.claim()) for _ in range(2)]
-    await worker.publish(first)
-    await _assert_intent_lost(worker, dataclasses.replace(second, files=first.files))
-
-
-async def test_C6_one_file_cannot_serve_two_commits_of_one_publication(
-    open_lake: OpenLake,
-) -> None:
-    lake = await open_lake(claim_entries_max=1)
-    table = await lake.create()
-    await lake.accept_many(table, 2)
-    worker = lake.worker()
-    first, second = [await worker.stage(await worker.claim()) for _ in range(2)]
-    thief = dataclasses.replace(second, files=first.files)
-    published = await worker.publish(first, thief)
-    assert sorted(published.outcomes.values()) == [
-        CommitOutcome.INTENT_LOST,
-        CommitOutcome.PUBLISHED,
-    ]
-
-
-async def test_C6_every_claim_gets_names_never_used_before(
-    lake: LakeHarness, table: TableSchema
-) -> None:
-    await lake.accept_many(table, 2)
-    names = []
-    for turn in range(6):
-        claim = await lake.claim_within(2.0, lake.worker())
-        names += claim.file_ids.values()
-        if turn % 2:
-            await lake.bus.release(claim.lease)
-        else:
-            await lake.wait_expired()
-    assert len(set(names)) == len(names)
-
-
-async def _assert_intent_lost(worker: Worker, commit: Commit) -> None:
-    published = await worker.publish(commit)
-    assert published.outcomes == {commit.commit_id: CommitOutcome.INTENT_LOST}
-    assert published.snapshot_id is None
-
-
 async def test_C7_appends_publishes_and_schema_changes_do_not_conflict(
     open_lake: OpenLake,
 ) -> None:
@@ -477,83 +317,6 @@ async def test_C7_appends_publishes_and_schema_changes_do_not_conflict(
     outcomes = [o for published in first + second for o in published.outcomes.values()]
     assert set(outcomes) == {CommitOutcome.PUBLISHED}
     assert len(await lake.rows_by_entry()) == count
-
-
-# --- D5, D6 as far as the bus answers them; F1 ----------------------------------------------------
-
-
-async def test_D5_the_end_of_a_shard_is_known_once_a_receipt_is_given(
-    lake: LakeHarness, table: TableSchema
-) -> None:
-    view = await lake.second()
-    assert set(await lake.bus.ends()) == set(range(lake.bus.shards))
-    for n in range(6):
-        accepted = await lake.accept(entry_of(table, [n], ordering_key=str(n)))
-        for bus in (lake.bus, view.bus):
-            assert (await bus.ends())[accepted.shard] == accepted.position + 1
-    before = await lake.bus.ends()
-    await lake.restart()
-    assert await lake.bus.ends() == before
-
-
-async def test_D6_a_receipt_is_covered_exactly_from_its_publication_on(
-    lake: LakeHarness, table: TableSchema
-) -> None:
-    accepted = await lake.accept_many(table, 3)
-    token = (await lake.token_of(accepted[0])).merge(await lake.token_of(accepted[2]))
-    head = await lake.catalog.head()
-    assert not token.covered_by(head.snapshot_id, head.watermark)
-    await lake.drain()
-    head = await lake.catalog.head()
-    assert token.covered_by(head.snapshot_id, head.watermark)
-
-
-async def test_F1_after_killing_every_process_nothing_is_lost_and_nothing_is_twice(
-    open_lake: OpenLake,
-) -> None:
-    lake = await open_lake(claim_entries_max=4)
-    table = await lake.create()
-    entries = [entry_of(table, [n], key=f"k{n}", ordering_key=str(n % 3)) for n in range(24)]
-    accepted = [await lake.accept(entry) for entry in entries]
-    tokens = [await lake.token_of(one) for one in accepted]
-    worker = lake.worker()
-    await worker.publish_one()
-    staged = await worker.stage(await worker.claim())
-    await worker.claim()
-    identity = await lake.catalog.identity()
-    await lake.restart()
-
-    assert await lake.catalog.identity() == identity
-    for entry, one in zip(entries, accepted, strict=True):
-        again = await lake.bus.append(entry)
-        assert isinstance(again, KeyTaken)
-        assert again.record.receipt == one.receipt
-    await lake.drain()
-    assert await lake.rows_by_entry() == {(a.shard, a.position): 1 for a in accepted}
-    head = await lake.catalog.head()
-    assert [await lake.token_of(one) for one in accepted] == tokens
-    assert all(token.covered_by(head.snapshot_id, head.watermark) for token in tokens)
-    # The killed worker's last message arrives after all.
-    late = await lake.worker().publish(staged)
-    assert late.outcomes == {staged.commit_id: CommitOutcome.LEASE_LOST}
-    assert total(await lake.bus.ends()) == len(entries)
-
-
-async def test_F1_a_crash_of_the_server_keeps_receipts_and_snapshots(
-    open_lake: OpenLake,
-) -> None:
-    lake = await open_lake(claim_entries_max=2)
-    lake.needs(Capability.CRASH_SERVER)
-    table = await lake.create()
-    accepted = await lake.accept_many(table, 6)
-    worker = lake.worker()
-    await worker.publish_one()
-    await worker.claim()
-    head = await lake.catalog.head()
-    await lake.crash_server()
-    assert (await lake.catalog.head()).snapshot_id == head.snapshot_id
-    await lake.drain()
-    assert await lake.rows_by_entry() == {(a.shard, a.position): 1 for a in accepted}
 
 
 # --- what helps -----------------------------------------------------------------------------------

@@ -40,6 +40,11 @@ class StagedFiles:
 
     contents: dict[uuid.UUID, dict[Place, int]] = field(default_factory=dict)
 
+    def write(self, file_id: uuid.UUID, rows: dict[Place, int]) -> None:
+        """A name is written once; a second writer of other rows would change a snapshot (C6)."""
+
+        assert self.contents.setdefault(file_id, rows) == rows, "a file was written twice"
+
     async def rows_at(
         self, catalog: Catalog, snapshot_id: int, *, table_id: int | None = None
     ) -> dict[Place, int]:
@@ -128,7 +133,7 @@ class Worker:
         files = []
         for table_id, contents in by_table.items():
             file_id = claim.file_ids[table_id]
-            self.files.contents[file_id] = contents
+            self.files.write(file_id, contents)
             files.append(fake_file(file_id, table_id, versions[table_id], sum(contents.values())))
         return tuple(files)
 

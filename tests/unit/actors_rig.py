@@ -39,7 +39,11 @@ from storage.rows.segment import EntryPart
 StoredRow = tuple[int, int, int, int, int]
 
 ROLE_SETTINGS = RoleSettings(
-    claim_poll_ms=20, linger_ms=5, backoff_ms=1, backoff_ms_max=4, publish_attempts=4
+    claim_poll_ms=20,
+    linger_ms=5,
+    backoff_ms=1,
+    backoff_ms_max=4,
+    publish_attempts=4,
 )
 
 

@@ -146,7 +146,7 @@ async def test_B7_stopping_a_coordinator_gives_its_range_back(rig: Rig) -> None:
     coordinator = rig.coordinator(
         publisher=rig.publisher(), store=Overlay(rig.store, put_new=put_new)
     )
-    coordinator.start()
+    await coordinator.start()
     await reached.wait()
     await coordinator.stop()
 
@@ -236,7 +236,7 @@ async def test_B1_an_unexpected_failure_is_counted_and_halves_the_range(rig: Rig
 
 
 async def test_B8_a_worker_that_is_stuck_stops_renewing_and_ends(rig: Rig) -> None:
-    rig.settings = with_settings(rig.settings, hold_ttls_max=0.02)
+    rig.settings = with_settings(rig.settings, hold_ttls_max=0.02, hold_s_min=0.0)
     rig.lake.settings = dataclasses.replace(rig.lake.settings, lease_ttl_ms=1_000)
     events = await rig.create()
     await rig.append((events, [1]), ordering="a")

@@ -10,6 +10,7 @@ import pytest
 
 from actors.coordinator import RangeEnd, RangeReport
 from actors.range_files import EncodeFile
+from actors.staging import EncoderUnsound
 from lakebus.errors import Unavailable
 from lakebus.schemas import TableSchema
 from storage.bus.interface import BatchState
@@ -139,6 +140,19 @@ async def test_B8_an_unsound_encoder_condemns_nothing_and_ends_the_process(rig: 
     assert await rig.bus.quarantine_items() == []
     (healthy,) = await turns(rig, encode=encode_data_file)
     assert healthy.end is RangeEnd.PUBLISHED
+
+
+async def test_B8_an_unsound_encoder_does_not_even_begin_to_claim(rig: Rig) -> None:
+    def encode(schema: TableSchema, rows: pa.Table) -> EncodedFile:
+        raise pa.ArrowInvalid("a broken library")
+
+    events = await rig.create()
+    await rig.append((events, [1]), ordering="a")
+    coordinator = rig.coordinator(publisher=rig.publisher(), encode=encode)
+    with pytest.raises(EncoderUnsound):
+        await coordinator.start()
+    await coordinator.stop()
+    assert rig.lake.state.ranges == {}
 
 
 async def test_B8_a_range_that_fails_only_as_a_whole_is_halved(rig: Rig) -> None:

@@ -212,9 +212,7 @@ async def test_B9_a_replay_is_one_entry_however_often_it_is_asked_for(lake: Serv
     number = await quarantined(lake, [{"id": 1, "amount": "1.50"}])
     shown = (await lake.get(f"/v1/admin/quarantine/{number}")).json()
     assert shown["reason"] == "poison"
-    assert shown["rows_json"] == {
-        "events": [{"id": 1, "note": None, "amount": "1.50", "at": None}]
-    }
+    assert shown["rows_json"] == {"events": [{"id": 1, "note": None, "amount": "1.50", "at": None}]}
     first = await replay(lake, number)
     assert first.status_code == 202, first.text
     again = await replay(lake, number)

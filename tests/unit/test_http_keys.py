@@ -75,9 +75,7 @@ async def test_every_route_checks_its_scope(lake: Server, route: Any) -> None:
     if route.path == "/v1/visibility":
         others = [grant for grant in others if grant.scope != "ingest"]
     key = await lake.new_key(*others, principal="p")
-    answer = await lake.http.request(
-        route.method, path_of(route.path), headers=lake.headers(key)
-    )
+    answer = await lake.http.request(route.method, path_of(route.path), headers=lake.headers(key))
     assert problem(answer, 403, "forbidden")["scope"] == route.scope
 
 
@@ -108,9 +106,7 @@ async def test_a_key_is_made_shown_once_used_and_revoked(lake: Server) -> None:
     gone = await lake.http.delete(f"/v1/admin/keys/{key_id}", headers=lake.headers())
     assert gone.json() == {"key_id": key_id, "revoked": True}
     problem(await lake.send([{"id": 1}], api_key=key), 401, "unauthenticated")
-    problem(
-        await lake.http.delete("/v1/admin/keys/none", headers=lake.headers()), 404, "not_found"
-    )
+    problem(await lake.http.delete("/v1/admin/keys/none", headers=lake.headers()), 404, "not_found")
     records = (await lake.get("/v1/admin/audit")).json()["records"]
     assert [r["action"] for r in records[:2]] == ["key.revoke", "key.create"]
     assert records[0]["principal"] == "root"

@@ -74,7 +74,7 @@ async def test_D6_reads_chain_by_the_token_of_the_answer(lake: Server) -> None:
         {
             "sql": "from events",
             "min_visibility_token": document["visibility_token"],
-            "snapshot": {"id": published.snapshot_id - 1},
+            "snapshot": {"id": document["snapshot_id"] - 1},
         },
     )
     problem(again, 409, "token_not_covered")

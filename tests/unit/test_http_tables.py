@@ -85,9 +85,7 @@ async def test_creating_again_is_safe_when_said_so(lake: Server) -> None:
         ({"if_not_exists": "yes"}, "malformed_request"),
     ],
 )
-async def test_bad_definitions_are_refused(
-    lake: Server, change: dict[str, Any], code: str
-) -> None:
+async def test_bad_definitions_are_refused(lake: Server, change: dict[str, Any], code: str) -> None:
     answer = await create(lake, EVENTS | change)
     problem(answer, 400 if code == "malformed_request" else 422, code)
     assert not lake.lake.state.tables
@@ -243,12 +241,8 @@ async def test_D10_tables_that_one_may_not_see_do_not_exist(lake: Server) -> Non
     seen = (await lake.get("/v1/tables", api_key=key)).json()["tables"]
     assert [table["name"] for table in seen] == ["sales.one"]
     for path in ("/v1/tables/{}", "/v1/tables/{}/files"):
-        hidden = problem(
-            await lake.get(path.format("events"), api_key=key), 404, "table_not_found"
-        )
-        absent = problem(
-            await lake.get(path.format("evontz"), api_key=key), 404, "table_not_found"
-        )
+        hidden = problem(await lake.get(path.format("events"), api_key=key), 404, "table_not_found")
+        absent = problem(await lake.get(path.format("evontz"), api_key=key), 404, "table_not_found")
         for document in (hidden, absent):
             del document["request_id"]
         assert str(hidden).replace("events", "?") == str(absent).replace("evontz", "?")
@@ -322,7 +316,13 @@ async def test_D5_tokens_that_were_not_issued_here_are_refused(lake: Server) -> 
         problem(await lake.get(f"/v1/visibility?token={bad}"), 400, "malformed_token")
     problem(await lake.get("/v1/visibility"), 400, "malformed_request")
     post = lake.http.post
-    for document in ({}, {"token": 7}, {"token": []}, {"token": "x", "timeout_ms": 10**9}):
+    bad_documents: list[dict[str, Any]] = [
+        {},
+        {"token": 7},
+        {"token": []},
+        {"token": "x", "timeout_ms": 10**9},
+    ]
+    for document in bad_documents:
         answer = await post("/v1/visibility", json=document, headers=lake.headers())
         problem(answer, 400, "malformed_request")
 

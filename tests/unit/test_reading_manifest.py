@@ -183,6 +183,16 @@ async def test_a_view_stays_right_while_the_manifest_moves_on() -> None:
     assert set(ids(newer, 0)) == model.expected(3, 0)
 
 
+async def test_a_snapshot_published_after_the_head_was_read_is_reached() -> None:
+    model = ModelCatalog()
+    model.until = 1
+    manifest, head = manifest_of(model), model.head()
+    model.until = 2
+    add(model, 0, 2)
+    view = await asyncio.wait_for(manifest.at(2, head), 5)
+    assert set(ids(view, 0)) == model.expected(2, 0) != set()
+
+
 async def test_callers_share_one_advance() -> None:
     model = ModelCatalog()
     model.until = 1

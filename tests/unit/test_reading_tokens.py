@@ -123,10 +123,13 @@ class CountingBus:
         self.asked: list[tuple[tuple[int, int], ...]] = []
         self.bad: set[tuple[int, int]] = set()
         self.fail = False
+        self.gate = asyncio.Event()
+        self.gate.set()
 
     async def ends(self) -> Mapping[int, int]:
         self.end_reads += 1
         await asyncio.sleep(0)
+        await self.gate.wait()
         if self.fail:
             raise Unavailable("gone")
         return dict(self.known_ends)
@@ -258,6 +261,20 @@ async def test_D5_a_new_history_is_noticed_while_waiting(rig: Rig) -> None:
     with pytest.raises(TokenHistoryLost):
         await rig.wait(VisibilityToken(HISTORY, 6))
     assert await rig.wait(VisibilityToken(HISTORY, 5), VisibilityToken(B, 1_000)) == 1_000
+
+
+async def test_D5_a_new_history_is_noticed_between_the_questions(rig: Rig) -> None:
+    rig.bus.known_ends = {0: 99, 1: 99}
+    rig.bus.gate.clear()
+    lost = asyncio.create_task(rig.wait(VisibilityToken(HISTORY, 0, {0: 50})))
+    while not rig.bus.end_reads:
+        await asyncio.sleep(0)
+    rig.catalog.path = (*rig.catalog.path, HistoryFork(B, HISTORY, 5, {0: 12, 1: 12}))
+    rig.catalog.row = head_of(1_000, {0: 1_000, 1: 1_000}, history=B)
+    await rig.watcher.fresh_head()
+    rig.bus.gate.set()
+    with pytest.raises(TokenHistoryLost):
+        await asyncio.wait_for(lost, _HANG_S)
 
 
 async def test_F3_a_replica_that_lives_through_a_restore_sees_the_new_line_only() -> None:

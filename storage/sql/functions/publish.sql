@@ -29,12 +29,14 @@ DECLARE
     v_outcomes jsonb := '{}';
     v_accepted jsonb[] := '{}';
     v_files uuid[];
+    v_leases text[] := '{}';
     v_count bigint;
     v_tables jsonb;
     v_shard integer;
     v_mark bigint;
     v_next bigint;
     v_quarantined bigint;
+    v_condemned bigint := 0;
 BEGIN
     SELECT * INTO v_head FROM lake FOR UPDATE;
     SELECT s.snapshot_id, s.published_at, s.summary -> 'outcomes', s.watermark
@@ -53,7 +55,8 @@ BEGIN
             AND b.shard = (v_commit ->> 'shard')::integer
             AND b.lo = (v_commit ->> 'lo')::bigint AND b.hi = (v_commit ->> 'hi')::bigint
             FOR UPDATE;
-        IF NOT FOUND THEN
+        -- A second commit of one lease in one publication lost it to the first.
+        IF NOT FOUND OR v_commit ->> 'lease_id' = ANY (v_leases) THEN
             v_outcome := 'lease_lost';
         ELSE
             SELECT coalesce(array_agg((f ->> 'file_id')::uuid), '{}') INTO v_files
@@ -66,14 +69,16 @@ BEGIN
                 SELECT count(*) INTO v_quarantined
                   FROM jsonb_array_elements(v_commit -> 'quarantined') q
                  WHERE (q ->> 'by_crash')::boolean;
-                IF v_quarantined > 0 AND v_quarantined + (
+                IF v_quarantined > 0 AND v_condemned + v_quarantined + (
                     SELECT count(*) FROM bus_quarantine b
                      WHERE b.by_crash AND b.created_at > clock_timestamp() - p_quarantine_window
                    ) > p_quarantine_max THEN
                     v_outcome := 'quarantine_stopped';
                 ELSE
+                    v_condemned := v_condemned + v_quarantined;
                     DELETE FROM write_intent w WHERE w.file_id = ANY (v_files);
                     v_accepted := v_accepted || v_commit;
+                    v_leases := v_leases || (v_commit ->> 'lease_id');
                 END IF;
             END IF;
         END IF;

@@ -97,7 +97,9 @@ BEGIN
        AND NOT EXISTS (SELECT 1 FROM unnest(r.left_positions, h.watermark)
                                 AS m (needed, reached) WHERE m.reached < m.needed);
     SELECT r.left_positions INTO v_positions FROM bus_ring r, bus_state s
-      WHERE r.kind = 'key' AND r.ring = p_ring AND s.key_ring <> p_ring AND r.left_at IS NOT NULL
+      WHERE r.kind = 'key' AND r.ring = p_ring AND s.key_ring <> p_ring
+        -- greatest() passes over nulls, so a generation that is not terminal is named here.
+        AND r.left_at IS NOT NULL AND r.terminal_at IS NOT NULL
         AND clock_timestamp() > greatest(r.left_at, r.terminal_at) + p_window;
     IF NOT FOUND THEN
         RETURN false;

@@ -1,0 +1,138 @@
+"""What the client sends and what comes back: rows, tokens and errors in the forms of the API."""
+
+from __future__ import annotations
+
+import base64
+import datetime as dt
+import decimal
+import json
+import math
+import random
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+from lakebus import errors
+from lakebus.client_http import Exchange, TransportFailed
+from lakebus.clock import format_time, parse_time
+from lakebus.receipts import Receipt
+
+ARROW = "application/vnd.apache.arrow.stream"
+JSON = "application/json"
+_BACKOFF_S, _BACKOFF_S_MAX = 0.05, 2.0
+
+
+def encode_rows(rows: Any) -> tuple[bytes, str]:
+    """(body, media type) of rows; pyarrow data goes as an Arrow stream, the rest as JSON."""
+
+    if isinstance(rows, tuple) and len(rows) == 2 and isinstance(rows[0], bytes):
+        return rows[0], str(rows[1])
+    if hasattr(rows, "schema") and hasattr(rows, "num_rows"):
+        import pyarrow as pa  # here, because the client works without it
+
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, rows.schema) as writer:
+            writer.write(rows)
+        return sink.getvalue().to_pybytes(), ARROW
+    return json_text(rows if isinstance(rows, Mapping) else list(rows)), JSON
+
+
+def json_text(value: object) -> bytes:
+    """JSON in the forms that the API takes: decimals as text, blobs as base64, NaN as "NaN"."""
+
+    try:
+        text = json.dumps(value, default=_plain, allow_nan=False, ensure_ascii=False)
+    except ValueError:
+        text = json.dumps(_spelled(value), default=_plain, allow_nan=False, ensure_ascii=False)
+    return text.encode("utf-8")
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, (decimal.Decimal, uuid.UUID)):
+        return str(value)
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return base64.b64encode(bytes(value)).decode("ascii")
+    if isinstance(value, (dt.datetime, dt.date, dt.time)):
+        return value.isoformat()
+    raise TypeError(f"a {type(value).__name__} cannot be sent as JSON")
+
+
+def _spelled(value: Any) -> Any:
+    """With NaN and infinities as the strings that the API takes."""
+
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, Mapping):
+        return {name: _spelled(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_spelled(inner) for inner in value]
+    return value
+
+
+def write_headers(key: str | None) -> dict[str, str]:
+    return {
+        "idempotency-key": key or str(uuid.uuid4()),
+        "idempotency-not-before": format_time(dt.datetime.now(dt.UTC)),
+    }
+
+
+def milliseconds(seconds: float) -> int:
+    return min(100_000, max(1, round(seconds * 1000)))
+
+
+# --- what comes back -----------------------------------------------------------------------
+
+
+def document_of(answer: Exchange) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(answer.body)
+    return found
+
+
+def receipt_of(document: Mapping[str, Any]) -> Receipt:
+    times = ("accepted_at", "idempotency_expires_at")
+    return Receipt(**{**document, **{name: parse_time(document[name]) for name in times}})
+
+
+#: Depth first: a class comes after the group whose code it shares, and stays.
+_BY_CODE = {kind.code: kind for kind in errors.all_errors()}
+_PROBLEM_MEMBERS = frozenset({"type", "title", "status", "detail", "code", "retryable"})
+
+
+def error_of(answer: Exchange) -> errors.LakebusError:
+    """The typed error of an answer; one that is not ours comes from something in between."""
+
+    try:
+        document = json.loads(answer.body)
+        kind = _BY_CODE[document["code"]]
+    except (ValueError, KeyError, TypeError):
+        return _foreign(answer)
+    members = {name: v for name, v in document.items() if name not in _PROBLEM_MEMBERS}
+    error = kind(document["detail"], retry_after_s=answer.retry_after_s, **members)
+    error.retryable = bool(document["retryable"])  # type: ignore[misc]
+    return error
+
+
+def _foreign(answer: Exchange) -> errors.LakebusError:
+    if answer.status == 429:
+        return errors.RateLimited("the server is busy", retry_after_s=answer.retry_after_s)
+    if answer.status >= 500 or answer.status == 408:
+        return errors.OutcomeUnknown(
+            f"something between here and the server answered {answer.status}",
+            retry_after_s=answer.retry_after_s,
+        )
+    return errors.LakebusError(f"the server answered {answer.status} in a form that is not known")
+
+
+def unreached(error: TransportFailed, *, keyed: bool) -> errors.LakebusError:
+    if error.sent and keyed:
+        return errors.OutcomeUnknown(f"the connection failed after the rows were sent: {error}")
+    return errors.Unavailable(f"the server cannot be reached: {error}")
+
+
+def pause_after_s(failure: errors.LakebusError, attempt: int) -> float:
+    """What the server asked for, or a doubling pause; spread, so that clients do not come back
+    together."""
+
+    backoff_s = min(_BACKOFF_S_MAX, _BACKOFF_S * 2.0 ** min(attempt, 16))
+    asked_s = failure.retry_after_s or 0.0
+    return max(asked_s, backoff_s) * (0.75 + random.random() / 2)

@@ -1,0 +1,56 @@
+"""What the client's calls answer, and what reads hold on to so that they see their own writes."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lakebus.receipts import Receipt
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """The answer to an ingest call: the receipt, and what concerns the call."""
+
+    receipt: Receipt
+    replayed: bool
+    visible: bool
+    snapshot_id: int | None
+
+    @property
+    def token(self) -> str:
+        return self.receipt.visibility_token
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The answer to a query. `columns` are (name, SQL type); `token` chains reads (contract D6)."""
+
+    columns: tuple[tuple[str, str], ...]
+    rows: list[list[Any]]
+    snapshot_id: int
+    snapshot_time: dt.datetime
+    token: str
+    statistics: Mapping[str, Any]
+
+    def as_dicts(self) -> list[dict[str, Any]]:
+        names = [name for name, _ in self.columns]
+        return [dict(zip(names, row, strict=True)) for row in self.rows]
+
+    def value(self) -> Any:
+        """The only value of an answer with one row and one column. Raises ValueError."""
+
+        if len(self.rows) != 1 or len(self.columns) != 1:
+            raise ValueError("the answer is not a single value")
+        return self.rows[0][0]
+
+
+#: What a query is to see: tokens, or answers that carry one.
+After = str | Sent | Result | Sequence[str | Sent | Result] | None
+
+
+def tokens_of(after: After) -> list[str]:
+    items = [after] if isinstance(after, (str, Sent, Result)) else list(after or ())
+    return [item if isinstance(item, str) else item.token for item in items]

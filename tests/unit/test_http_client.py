@@ -1,0 +1,297 @@
+"""The Python client against a real socket: round trips, typed errors, and retries that are safe."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import decimal
+import json
+import math
+import socket
+import subprocess
+import sys
+import threading
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import uvicorn
+
+from lakebus import client as clients
+from lakebus.client_forms import encode_rows, json_text
+from lakebus.errors import (
+    Backpressure,
+    IdempotencyConflict,
+    MalformedRequest,
+    OutcomeUnknown,
+    RowsInvalid,
+    SqlError,
+    TableNotFound,
+    Unauthenticated,
+    Unavailable,
+)
+from tests.unit.http_rig import Server, server
+
+
+@pytest.fixture
+async def lake() -> AsyncIterator[tuple[Server, str]]:
+    async with server() as made:
+        config = uvicorn.Config(
+            made.app, port=0, host="127.0.0.1", lifespan="off", log_config=None, access_log=False
+        )
+        listening = uvicorn.Server(config)
+        sock = socket.socket()
+        sock.bind(("127.0.0.1", 0))
+        serving = asyncio.create_task(listening.serve(sockets=[sock]))
+        try:
+            yield made, f"http://127.0.0.1:{sock.getsockname()[1]}"
+        finally:
+            listening.should_exit = True
+            await serving
+            sock.close()
+
+
+def test_importing_the_client_is_light() -> None:
+    code = (
+        "import sys, lakebus, lakebus.client;"
+        "heavy = {'pyarrow', 'ray', 'duckdb', 'pydantic', 'starlette', 'numpy'};"
+        "sys.exit(', '.join(heavy & set(sys.modules)) or None)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+async def test_A3_rows_go_in_once_however_often_they_are_sent(lake: tuple[Server, str]) -> None:
+    made, url = lake
+    async with clients.connect_async(url, made.key) as client:
+        await client.create_table("events", {"id": "bigint", "price": "decimal(10,2)"})
+        rows = [{"id": 1, "price": decimal.Decimal("1.50")}, {"id": 2}]
+        first = await client.ingest("events", rows, key="k")
+        again = await client.ingest("events", pa.Table.from_pylist(rows), key="k")
+        assert (first.replayed, again.replayed) == (False, True)
+        assert first.receipt == again.receipt
+        assert first.receipt.accepted_at.tzinfo is not None
+        with pytest.raises(IdempotencyConflict) as conflict:
+            await client.ingest("events", [{"id": 3}], key="k")
+        assert conflict.value.members["batch_id"] == first.receipt.batch_id
+        assert made.entries == 1
+
+
+async def test_D6_an_answer_sees_what_was_sent_before(lake: tuple[Server, str]) -> None:
+    made, url = lake
+    async with clients.connect_async(url, made.key) as client:
+        await client.create_table("events", [{"name": "id", "type": "bigint"}])
+        sent = await client.ingest("events", ({"id": n} for n in range(3)))
+        asking = asyncio.create_task(client.query("from events", after=sent))
+        (published,) = await made.publish()
+        answer = await asking
+        assert answer.snapshot_id == published.snapshot_id
+        assert answer.as_dicts() == [{"n": 1}]
+        assert answer.value() == 1
+        assert made.engine.plans[0].integers == "number"
+        await client.wait_visible([answer, sent, sent.token])
+        state = await client.batch(sent.receipt.batch_id, wait_s=1)
+        assert state["state"] == "published"
+        assert [t["rows"] for t in await client.tables()] == [3]
+        assert (await client.drop_table("events"))["state"] == "dropped"
+        with pytest.raises(TableNotFound):
+            await client.table("events")
+
+
+async def test_arrow_answers_become_tables(lake: tuple[Server, str]) -> None:
+    made, url = lake
+    table = pa.table({"n": [1, 2]})
+    made.engine.parts = [encode_rows(table)[0]]
+    async with clients.connect_async(url, made.key) as client:
+        assert (await client.query_arrow("select 1")).equals(table)
+
+
+async def test_errors_are_typed_and_keep_their_members(lake: tuple[Server, str]) -> None:
+    made, url = lake
+    async with clients.connect_async(url, made.key) as client:
+        await client.create_table("events", {"id": "bigint"})
+        with pytest.raises(RowsInvalid) as invalid:
+            await client.ingest("events", [{"id": "x"}])
+        assert invalid.value.members["errors"][0]["column"] == "id"
+        made.engine.fail = SqlError("bad", position=3)
+        with pytest.raises(SqlError) as wrong:
+            await client.query("x")
+        assert wrong.value.members["position"] == 3
+    async with clients.connect_async(url, "lbk_nobody") as client:
+        with pytest.raises(Unauthenticated):
+            await client.tables()
+
+
+async def test_A6_the_client_resolves_an_unknown_outcome(lake: tuple[Server, str]) -> None:
+    made, url = lake
+    async with clients.connect_async(url, made.key) as client:
+        await client.create_table("events", {"id": "bigint"})
+        made.lake.faults.lose_replies.add("append")
+        sent = await client.ingest("events", [{"id": 1}])
+        assert sent.replayed is True
+        assert made.entries == 1
+
+
+async def test_a_client_that_leaves_stops_its_query(lake: tuple[Server, str]) -> None:
+    """D9 over a real socket."""
+
+    made, url = lake
+    made.engine.gate = asyncio.Event()
+    host, port = url.removeprefix("http://").split(":")
+    _, writer = await asyncio.open_connection(host, int(port))
+    body = json.dumps({"sql": "select 1"})
+    head = (
+        f"POST /v1/query HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {made.key}\r\n"
+        f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n{body}"
+    )
+    writer.write(head.encode())
+    await asyncio.wait_for(made.engine.executing.wait(), 5)
+    writer.transport.abort()
+    await asyncio.wait_for(made.engine.results[0].closed.wait(), 5)
+
+
+# --- servers that misbehave ----------------------------------------------------------------------
+
+
+@contextmanager
+def scripted(answers: list[bytes | None]) -> Iterator[tuple[str, list[bytes]]]:
+    """A server that reads a request and answers the next of `answers`; None: hangs up."""
+
+    requests: list[bytes] = []
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        for answer in answers:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            with connection:
+                requests.append(_read_request(connection))
+                if answer is not None:
+                    connection.sendall(answer)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}", requests
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        thread.join()
+
+
+def _read_request(connection: socket.socket) -> bytes:
+    data = b""
+    while b"\r\n\r\n" not in data:
+        data += connection.recv(65536)
+    head, _, body = data.partition(b"\r\n\r\n")
+    lengths = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
+    missing = (int(lengths[0].split(b":")[1]) if lengths else 0) - len(body)
+    while missing > 0:
+        part = connection.recv(missing)
+        data += part
+        missing -= len(part)
+    return data
+
+
+def answer_of(status: int, document: Any, *headers: str) -> bytes:
+    body = document if isinstance(document, bytes) else json.dumps(document).encode()
+    lines = [f"HTTP/1.1 {status} X", f"content-length: {len(body)}", "connection: close", *headers]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+
+ACCEPTED = {
+    "receipt": {
+        "batch_id": "b1-0-0",
+        "target": "t",
+        "rows": 1,
+        "rows_rejected": 0,
+        "payload_fingerprint": "v1:00",
+        "visibility_token": "lb1.x",
+        "accepted_at": "2026-01-01T00:00:00.000000Z",
+        "idempotency_expires_at": "2026-01-02T00:00:00.000000Z",
+    },
+    "replayed": False,
+    "visible": False,
+    "snapshot_id": None,
+    "columns_skipped": [],
+}
+
+
+def header_of(request: bytes, name: bytes) -> bytes:
+    lines = request.partition(b"\r\n\r\n")[0].split(b"\r\n")
+    return next(line for line in lines if line.lower().startswith(name + b":"))
+
+
+def test_A6_every_retry_carries_the_same_key_and_first_attempt() -> None:
+    unknown = {"code": "outcome_unknown", "detail": "?", "retryable": True}
+    script = [None, answer_of(500, b"Internal Server Error"), answer_of(503, unknown)]
+    with (
+        scripted([*script, answer_of(202, ACCEPTED)]) as (url, requests),
+        clients.connect(url, "k") as client,
+    ):
+        assert client.ingest("t", [{"id": 1}]).receipt.batch_id == "b1-0-0"
+    assert len(requests) == 4
+    for name in (b"idempotency-key", b"idempotency-not-before"):
+        assert len({header_of(request, name) for request in requests}) == 1
+    assert len({request.partition(b"\r\n\r\n")[2] for request in requests}) == 1
+
+
+def test_the_pause_that_the_server_asks_for_is_kept_or_the_call_ends() -> None:
+    busy = {"code": "backpressure", "detail": "full", "retryable": True}
+    with (
+        scripted([answer_of(429, busy, "retry-after: 60")]) as (url, requests),
+        clients.connect(url, "k", timeout_s=5) as client,
+        pytest.raises(Backpressure),
+    ):
+        client.ingest("t", [{"id": 1}])
+    assert len(requests) == 1
+
+
+def test_what_must_not_be_retried_is_not() -> None:
+    final = {"code": "outcome_unknown", "detail": "?", "retryable": False}
+    with (
+        scripted([answer_of(503, final)]) as (url, requests),
+        clients.connect(url, "k") as client,
+        pytest.raises(OutcomeUnknown),
+    ):
+        client.ingest("t", [{"id": 1}])
+    assert len(requests) == 1
+
+
+def test_a_server_that_is_not_there_is_unavailable() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    with (
+        clients.connect(f"http://127.0.0.1:{port}", "k", timeout_s=0.2) as client,
+        pytest.raises(Unavailable),
+    ):
+        client.query("select 1")
+
+
+@pytest.mark.parametrize("url", ["", "localhost:1", "ftp://x", "http://"])
+def test_bad_addresses_are_refused(url: str) -> None:
+    with pytest.raises(MalformedRequest):
+        clients.connect(url, "k")
+
+
+def test_values_are_spelled_as_the_api_takes_them() -> None:
+    value = {
+        "d": decimal.Decimal("1.10"),
+        "b": b"\x00\x01",
+        "t": dt.datetime(2026, 1, 1, tzinfo=dt.UTC),
+        "u": uuid.UUID(int=1),
+        "f": [math.nan, math.inf, -math.inf, 1.5],
+    }
+    assert json.loads(json_text(value)) == {
+        "d": "1.10",
+        "b": "AAE=",
+        "t": "2026-01-01T00:00:00+00:00",
+        "u": "00000000-0000-0000-0000-000000000001",
+        "f": ["NaN", "Infinity", "-Infinity", 1.5],
+    }
+    with pytest.raises(TypeError):
+        json_text(object())
