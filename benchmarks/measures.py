@@ -7,11 +7,14 @@ the machine is in every figure.
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
+import json
 import random
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from benchmarks import data
@@ -50,20 +53,24 @@ def ingest_rate(
     """Rows acknowledged and published, divided by the time until the last token is covered."""
 
     asyncio.run(make_table(url, api_key, table))
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_ingest_load, (url, api_key, clients, rows, seconds, table, seed))
+    order = {
+        "url": url, "api_key": api_key, "clients": clients, "rows": rows, "seconds": seconds,
+        "table": table, "seed": seed,
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.ingest_load"],
+        input=json.dumps(order),
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=seconds + 180,
+    )
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
 
 
-def _ingest_load(
-    url: str, api_key: str, clients: int, rows: int, seconds: float, table: str, seed: int
-) -> dict[str, Any]:
-    import uvloop
-
-    return uvloop.run(_ingest(url, api_key, clients, rows, seconds, table, seed))
-
-
-async def _ingest(
-    url: str, api_key: str, clients: int, rows: int, seconds: float, table: str, seed: int
+async def ingest_load(
+    *, url: str, api_key: str, clients: int, rows: int, seconds: float, table: str, seed: int
 ) -> dict[str, Any]:
     rng = random.Random(seed)
     # Bodies are made before the clock starts; enough for the rates seen, reused only beyond that
@@ -149,8 +156,7 @@ async def write_to_visible(
         )
         middle = time.perf_counter()
         answer = await connection.query(
-            f"SELECT count(*), max(event_id) FROM {table}"
-            f" WHERE event_id >= {number * rows}",
+            f"SELECT count(*), max(event_id) FROM {table} WHERE event_id >= {number * rows}",
             min_visibility_token=written.json()["receipt"]["visibility_token"],
         )
         ended = time.perf_counter()
@@ -174,7 +180,8 @@ async def write_to_visible(
 
 QUERIES = {
     "count": "SELECT count(*) FROM {t}",
-    "point": "SELECT event_id, device, region, ts, value, amount, note FROM {t} WHERE event_id = 77777",
+    "point": "SELECT event_id, device, region, ts, value, amount, note FROM {t}"
+    " WHERE event_id = 77777",
     "range_group": "SELECT region, count(*), avg(value) FROM {t}"
     " WHERE ts BETWEEN TIMESTAMP '2026-03-05' AND TIMESTAMP '2026-03-15' GROUP BY region",
     "top10": "SELECT event_id, amount FROM {t} ORDER BY amount DESC, event_id LIMIT 10",
@@ -182,7 +189,7 @@ QUERIES = {
 
 
 async def query_overhead(
-    url: str, api_key: str, *, rows: int, repeats: int, table: str, files_of: Any
+    url: str, api_key: str, *, rows: int, repeats: int, table: str, objects_dir: Path
 ) -> dict[str, Any]:
     """p50 over HTTP beside p50 of DuckDB in this process over the same files, in turns."""
 
@@ -202,7 +209,9 @@ async def query_overhead(
         token = written.json()["receipt"]["visibility_token"]
     await connection.query(f"SELECT count(*) FROM {table}", min_visibility_token=token)
     listing = (await connection.request("GET", f"/v1/tables/{table}/files")).json()
-    paths = files_of(listing)
+    # The listing names files by id; the stack's own folder holds them under that name.
+    wanted = {file["file_id"] for file in listing["files"]}
+    paths = [str(path) for path in objects_dir.rglob("*.parquet") if path.stem in wanted]
     database = duckdb.connect()
     database.execute("SET threads = 2")
     database.execute(f"CREATE VIEW {table} AS FROM read_parquet({paths!r})")

@@ -9,18 +9,22 @@ from __future__ import annotations
 
 import asyncio
 import functools
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 from ray import serve
 
 from actors import runtime
 from actors.runtime_settings import RuntimeSettings
-from cluster import components
+from cluster import assembly, components
 from cluster.deployed import Deployed
 from cluster.ray_environment import NAMESPACE
 from lakebus.errors import Unauthenticated
 from lakebus.settings import Settings
+from lakebus.telemetry import Metrics
 from serve_app import deployments
+from serve_app.dependencies import Dependencies
 from storage.ingesting.grants import SCOPES, Grant
 from storage.ingesting.keyring import KeyRing
 
@@ -39,7 +43,7 @@ async def deploy(settings: Settings, *, api_key: str | None) -> Deployed:
     applications = deployments.build(
         settings.http,
         settings_path=str(settings_path),
-        api_factory="cluster.assembly:api_dependencies",
+        api_factory=f"{__name__}:api_dependencies",
         query_factory="cluster.assembly:query_dependencies",
         env={},  # all of this stack's Ray has it already
     )
@@ -67,6 +71,27 @@ def runtime_settings(settings: Settings, settings_path: Path) -> RuntimeSettings
         tick_age_s_max=settings.actors.stall_s,
         log_level=settings.log.level.upper(),
     )
+
+
+def api_dependencies(path: str, *, metrics: Metrics) -> AbstractAsyncContextManager[Dependencies]:
+    """What an ingest replica stands on: the components, and the actors for its status."""
+    roles = runtime_settings(components.read_settings(path), Path(path))
+
+    async def status() -> Mapping[str, object]:
+        return {"actors": [_actor_json(found) for found in await runtime.status(roles)]}
+
+    return assembly.api_dependencies(path, metrics=metrics, status=status)
+
+
+def _actor_json(found: runtime.ActorStatus) -> dict[str, object]:
+    ping = found.ping
+    return {
+        "role": found.role,
+        "version": found.version,
+        "state": "missing" if ping is None else "ready" if ping.ready else "starting",
+        "process_id": None if ping is None else ping.process_id,
+        "tick_age_s": None if ping is None else round(ping.age_s, 3),
+    }
 
 
 async def _local_key(settings: Settings, known: str | None) -> str | None:

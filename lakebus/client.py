@@ -17,15 +17,14 @@ one implementation and no twin to keep alike.
 
 from __future__ import annotations
 
-import asyncio
 import datetime as dt
-import functools
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
 from lakebus import errors
+from lakebus.client_async import AsyncClient
 from lakebus.client_forms import (
     ARROW,
     JSON,
@@ -49,9 +48,6 @@ if TYPE_CHECKING:
 TIMEOUT_S = 30.0
 #: Beyond the server's own deadline, for the way there and back.
 _GRACE_S = 2.0
-
-_P = ParamSpec("_P")
-_T = TypeVar("_T")
 
 #: A list of objects, one object, a pyarrow Table or RecordBatch, or a body with its media type.
 Rows = Any
@@ -369,37 +365,3 @@ class Client:
                 raise failure
             attempt += 1
             time.sleep(pause_s)
-
-
-class AsyncClient:
-    """`Client` for `await`; each call runs in a thread of the loop's executor."""
-
-    def __init__(self, client: Client) -> None:
-        self._client = client
-        self.create_table = _awaitable(client.create_table)
-        self.drop_table = _awaitable(client.drop_table)
-        self.tables = _awaitable(client.tables)
-        self.table = _awaitable(client.table)
-        self.ingest = _awaitable(client.ingest)
-        self.ingest_tables = _awaitable(client.ingest_tables)
-        self.batch = _awaitable(client.batch)
-        self.query = _awaitable(client.query)
-        self.query_arrow = _awaitable(client.query_arrow)
-        self.wait_visible = _awaitable(client.wait_visible)
-
-    async def __aenter__(self) -> AsyncClient:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._client.close()
-
-    async def close(self) -> None:
-        self._client.close()
-
-
-def _awaitable(call: Callable[_P, _T]) -> Callable[_P, Coroutine[Any, Any, _T]]:
-    @functools.wraps(call)
-    async def in_thread(*args: _P.args, **kwargs: _P.kwargs) -> _T:
-        return await asyncio.to_thread(call, *args, **kwargs)
-
-    return in_thread

@@ -15,6 +15,8 @@ How the tables divide (why it is safe is told at `storage/sql/functions/`):
 
 from __future__ import annotations
 
+from typing import Any
+
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
@@ -32,11 +34,11 @@ metadata = sa.MetaData(
 )
 
 _TIME = sa.DateTime(timezone=True)
-_ROW_STORE = {"postgresql_with": {"fillfactor": "20"}}
+_ROW_STORE: dict[str, Any] = {"postgresql_with": {"fillfactor": "20"}}
 
 
-def _required(name: str, kind: sa.types.TypeEngine[object] | type, **kw: object) -> sa.Column:  # type: ignore[type-arg]
-    return sa.Column(name, kind, nullable=False, **kw)  # type: ignore[arg-type]
+def _required(name: str, kind: Any) -> sa.Column[Any]:
+    return sa.Column(name, kind, nullable=False)
 
 
 def _one_row(table: str) -> sa.Column[bool]:

@@ -174,6 +174,8 @@ async def run(
         "replayed": tally.replayed,
         "resent_after_failure": tally.resent,
         "seconds": round(seconds, 2),
-        "check": dict(zip(("rows", "distinct_rows", "number_sum", "amount_sum"), expected, strict=False)),
+        "check": dict(
+            zip(("rows", "distinct_rows", "number_sum", "amount_sum"), expected, strict=False)
+        ),
         "verdict": problems[:20] or "held",
     }

@@ -1,42 +1,50 @@
-"""The processes of one running stack, found by the stack's own mark in their environment.
+"""The processes of one running stack: what descends from the `lakebus up` that runs it.
 
-Only processes that carry the stack's id are ever returned, so that a scenario can end one by pid
-without touching anything that belongs to somebody else.
+Only descendants of that process are ever returned, so that a scenario can end one by pid without
+touching anything that belongs to somebody else.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
-STACK_VARIABLE = "LAKEBUS_STACK_ID"
+
+def supervisor_of(data_dir: Path) -> int:
+    """The pid of the stack's supervisor, as its state file says."""
+
+    state = json.loads((data_dir / "state.json").read_text(encoding="utf-8"))
+    return int(state["supervisor"]["pid"])
 
 
-def stack_processes(stack_id: str) -> Iterator[tuple[int, str]]:
-    """(pid, title) of every live process of the stack."""
+def descendants(pid: int) -> list[tuple[int, str]]:
+    """(pid, command line) of every live process below `pid`, oldest first."""
 
-    mark = f"{STACK_VARIABLE}={stack_id}".encode()
+    parents: dict[int, int] = {}
+    titles: dict[int, str] = {}
     for folder in Path("/proc").iterdir():
-        if not folder.name.isdigit() or int(folder.name) == os.getpid():
+        if not folder.name.isdigit():
             continue
         try:
-            if mark not in folder.joinpath("environ").read_bytes().split(b"\0"):
-                continue
-            title = folder.joinpath("cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
-            state = folder.joinpath("stat").read_text().rpartition(")")[2].split()[0]
-        except (OSError, UnicodeDecodeError):
+            state, parent = folder.joinpath("stat").read_text().rpartition(")")[2].split()[:2]
+            title = folder.joinpath("cmdline").read_bytes().replace(b"\0", b" ")
+        except OSError:
             continue
         if state != "Z":
-            yield int(folder.name), title
+            parents[int(folder.name)] = int(parent)
+            titles[int(folder.name)] = title.decode("utf-8", "replace").strip()
+    found = {pid}
+    while grown := {one for one, parent in parents.items() if parent in found} - found:
+        found |= grown
+    return sorted((one, titles[one]) for one in found - {pid} if one in titles)
 
 
-def pids_of(stack_id: str, *words: str) -> list[int]:
-    """Processes of the stack whose title holds all the words, oldest first."""
+def pids_of(supervisor: int, *words: str) -> list[int]:
+    """Descendants whose command line holds all the words, oldest first."""
 
-    found = [pid for pid, title in stack_processes(stack_id) if all(w in title for w in words)]
-    return sorted(found)
+    return [pid for pid, title in descendants(supervisor) if all(w in title for w in words)]
 
 
 def kill(pid: int) -> None:

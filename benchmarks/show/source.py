@@ -42,8 +42,9 @@ def rows_of(request_no: int, *, writer: int = 0, rows: int = 10) -> list[dict[st
             "writer": writer,
             "amount": f"{(request_no * 7919 + row_no * 13) % 1_000_000 / 100:.2f}",
             "ratio": None if (request_no + row_no) % 11 == 0 else (request_no % 97) / 7 + row_no,
-            "label": f"α-{request_no % 1000}-{'x' * (row_no % 5)}",
-            "happened_at": f"2026-01-{1 + request_no % 28:02d}T{request_no % 24:02d}:00:{row_no % 60:02d}Z",
+            "label": f"ä-{request_no % 1000}-{'x' * (row_no % 5)}",
+            "happened_at": f"2026-01-{1 + request_no % 28:02d}"
+            f"T{request_no % 24:02d}:00:{row_no % 60:02d}Z",
         }
         for row_no in range(rows)
     ]

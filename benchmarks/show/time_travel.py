@@ -1,7 +1,7 @@
 """Time travel: queries at many snapshots give the same answers when asked again at the end.
 
-While rows keep coming, each of the recorded queries is asked once at its snapshot, deterministically;
-at the end each is asked again by id and by time.
+While rows keep coming, each of the recorded queries is asked once at its snapshot,
+deterministically; at the end each is asked again by id and by time.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ QUERIES = (
     "SELECT label, count(*), sum(ratio) FROM {t} GROUP BY label ORDER BY label LIMIT 20",
     "SELECT request_no, row_no, amount FROM {t} ORDER BY amount DESC, request_no, row_no LIMIT 25",
     "SELECT sum(ratio), stddev(ratio), median(ratio) FROM {t} WHERE row_no % 2 = 0",
-    "SELECT date_trunc('day', happened_at) AS day, sum(ratio * amount::double) FROM {t} GROUP BY 1 ORDER BY 1",
+    "SELECT date_trunc('day', happened_at) AS day, sum(ratio * amount::double) FROM {t}"
+    " GROUP BY 1 ORDER BY 1",
 )
 
 

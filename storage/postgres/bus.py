@@ -386,9 +386,7 @@ class PostgresBus:
         return found is not None
 
     async def purge(self) -> PurgeReport:
-        return await purge(
-            self._general, settings=self._settings, object_store=self._object_store
-        )
+        return await purge(self._general, settings=self._settings, object_store=self._object_store)
 
 
 def _batch_id_of(row: asyncpg.Record) -> str:

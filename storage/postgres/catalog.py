@@ -110,9 +110,7 @@ class PostgresCatalog:
         head = await self.head()
         if 0 < snapshot_id <= head.snapshot_id:
             # Ids are dense within a line of history and skipped at a restore (F3).
-            raise HistoryLost(
-                f"snapshot {snapshot_id} belonged to a line of history that was lost"
-            )
+            raise HistoryLost(f"snapshot {snapshot_id} belonged to a line of history that was lost")
         raise SnapshotNotFound(f"there is no snapshot {snapshot_id}")
 
     async def snapshot_at(self, time: dt.datetime) -> Snapshot:
@@ -125,8 +123,7 @@ class PostgresCatalog:
                         "snapshot"
                     )
                 row = await connection.fetchrow(
-                    f"{_SNAPSHOT} WHERE s.published_at <= $1"
-                    " ORDER BY s.published_at DESC LIMIT 1",
+                    f"{_SNAPSHOT} WHERE s.published_at <= $1 ORDER BY s.published_at DESC LIMIT 1",
                     time,
                 )
         if row is None:
@@ -218,9 +215,7 @@ class PostgresCatalog:
         return DropTicket(row["table_id"], name, dict(enumerate(row["positions"])))
 
     async def finish_drop(self, ticket: DropTicket) -> int:
-        row = await self._write(
-            "SELECT * FROM finish_drop($1, $2)", ticket.table_id, new_uuid()
-        )
+        row = await self._write("SELECT * FROM finish_drop($1, $2)", ticket.table_id, new_uuid())
         if row["outcome"] == "pending":
             raise Unavailable(
                 "entries accepted before the drop are not published yet", retry_after_s=0.1
@@ -306,7 +301,7 @@ class PostgresCatalog:
     async def _all(self, statement: str, *arguments: object) -> list[asyncpg.Record]:
         async with self._pool.connection() as connection:
             with reading():
-                return await connection.fetch(statement, *arguments)
+                return list(await connection.fetch(statement, *arguments))
 
     async def _write(self, statement: str, *arguments: object) -> asyncpg.Record:
         async with self._pool.connection() as connection:
@@ -345,7 +340,9 @@ def _definition(schema: TableSchema) -> dict[str, object]:
     }
 
 
-def _schema(table_id: int, name: str, version: int, definition: Mapping[str, object]) -> TableSchema:
+def _schema(
+    table_id: int, name: str, version: int, definition: Mapping[str, object]
+) -> TableSchema:
     columns: list[dict[str, object]] = definition["columns"]  # type: ignore[assignment]
     return TableSchema(
         table_id=table_id,

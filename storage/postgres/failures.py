@@ -49,9 +49,7 @@ def reading() -> Iterator[None]:
     except asyncpg.DataCorruptedError as error:
         raise Corrupt("the database reports damaged data") from error
     except (asyncpg.PostgresError, *_ENDING, OSError, TimeoutError) as error:
-        raise Unavailable(
-            "the catalog did not answer", retry_after_s=RETRY_AFTER_S
-        ) from error
+        raise Unavailable("the catalog did not answer", retry_after_s=RETRY_AFTER_S) from error
 
 
 @contextmanager

@@ -21,6 +21,7 @@ import asyncpg
 from lakebus.clock import new_uuid
 from lakebus.errors import (
     Backpressure,
+    Fault,
     IdempotencyExpired,
     LakebusError,
     OutcomeUnknown,
@@ -128,7 +129,7 @@ class GroupWriter:
                     await self._commit(group)
                 except LakebusError as error:
                     _fail(group, error)
-                except Exception:
+                except Exception:  # noqa: BLE001 - whoever waits must hear of it
                     # A bug: nobody may be left waiting, and the queue goes on. What was sent is
                     # not known here, so the honest answer is that the outcome is unknown.
                     _log.exception("a group commit failed unexpectedly")
@@ -165,7 +166,11 @@ class GroupWriter:
     async def _commit(self, group: list[_Waiting]) -> None:
         if not group:
             return
-        segment = encode_segment([waiting.entry.parts for waiting in group])
+        try:
+            segment = encode_segment([waiting.entry.parts for waiting in group])
+        except Exception as error:  # noqa: BLE001 - told apart entry by entry
+            await self._commit_singly(group, error)
+            return
         payload_key, intent = await self._spill(segment)
         arguments = self._arguments(group, segment, payload_key, intent)
         async with self._pool.connection() as connection:
@@ -184,6 +189,19 @@ class GroupWriter:
             ]
             records = await self._records(connection, taken) if taken else {}
         self._answer(group, row, records)
+
+    async def _commit_singly(self, group: list[_Waiting], error: Exception) -> None:
+        """An entry that cannot be encoded fails alone: its neighbours are appended (A9)."""
+
+        if len(group) == 1:
+            _log.error("an entry cannot be encoded", exc_info=error)
+            _fail(group, Fault("the rows passed every check and cannot be encoded"))
+            return
+        for waiting in group:
+            try:
+                await self._commit([waiting])
+            except LakebusError as refusal:
+                _fail([waiting], refusal)
 
     async def _spill(self, segment: EncodedSegment) -> tuple[str | None, object]:
         """Claim check: a large payload goes to the object store first, under a write intent."""

@@ -83,9 +83,7 @@ class PostgresLake:
         renewals = Pool(
             dsn,
             name="renew",
-            settings=dataclasses.replace(
-                locking, size_max=1, connect_ms=2_000, statement_ms=5_000
-            ),
+            settings=dataclasses.replace(locking, size_max=1, connect_ms=2_000, statement_ms=5_000),
         )
         # Loading a large manifest takes longer than anything that locks may.
         scans = Pool(dsn, name="scan", settings=dataclasses.replace(settings, size_max=2))

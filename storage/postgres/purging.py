@@ -56,7 +56,9 @@ async def purge(
         settings.segment_ring_rotate_bytes,
         dt.timedelta(seconds=settings.segment_ring_rotate_age_s),
     )
-    keys = [await steps.truth("SELECT truncate_keys($1, $2)", ring, window) for ring in range(KEY_RING)]
+    keys = [
+        await steps.truth("SELECT truncate_keys($1, $2)", ring, window) for ring in range(KEY_RING)
+    ]
     await steps.truth("SELECT rotate_keys($1)", window)
     trimmed = await steps.call("SELECT * FROM trim_log($1, $2)", window, LOG_ROWS_A_STEP)
     payload_keys = list(trimmed["payload_keys"]) if trimmed is not None else []

@@ -170,8 +170,7 @@ class LakeHarness(abc.ABC):
         """`count` entries of one row each, one after the other, on one shard."""
 
         return [
-            await self.accept(entry_of(table, [n], ordering_key=ordering_key))
-            for n in range(count)
+            await self.accept(entry_of(table, [n], ordering_key=ordering_key)) for n in range(count)
         ]
 
     def worker(self, view: LakeView | None = None, owner: uuid.UUID | None = None) -> Worker:

@@ -250,14 +250,10 @@ async def test_A13_an_old_first_attempt_with_an_unknown_key_is_refused(
     window = dt.timedelta(seconds=lake.settings.idempotency_window_s)
     margin = dt.timedelta(minutes=1)
     with pytest.raises(IdempotencyExpired):
-        await lake.bus.append(
-            entry_of(table, [1], key="k", first_attempt_at=now - window - margin)
-        )
+        await lake.bus.append(entry_of(table, [1], key="k", first_attempt_at=now - window - margin))
     assert await lake.bus.find_key(1, "t", "k") is None
     assert total(await lake.bus.ends()) == 0
-    first = await lake.accept(
-        entry_of(table, [1], key="k", first_attempt_at=now - window + margin)
-    )
+    first = await lake.accept(entry_of(table, [1], key="k", first_attempt_at=now - window + margin))
     # Known keys are answered whatever the caller says about its first attempt (A3).
     again = await lake.bus.append(
         entry_of(table, [1], key="k", first_attempt_at=now - window - margin)

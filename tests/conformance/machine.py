@@ -253,9 +253,7 @@ class LakeMachine(RuleBasedStateMachine):
         published = self.run(self.lake.catalog.publish(publication_id, commits))
         self._take(publication_id, commits, published)
 
-    @precondition(
-        lambda self: self.held and Capability.LOST_REPLIES in self.lake.capabilities
-    )
+    @precondition(lambda self: self.held and Capability.LOST_REPLIES in self.lake.capabilities)
     @rule(data=st.data())
     def publish_unheard(self, data: st.DataObject) -> None:
         chosen = [data.draw(st.sampled_from(self.held))]
@@ -304,9 +302,7 @@ class LakeMachine(RuleBasedStateMachine):
     def restart(self) -> None:
         self.run(self.lake.restart())
         # The workers died with their process; what they had sent may still arrive.
-        self.held = [
-            (self.lake.worker(owner=worker.owner), claim) for worker, claim in self.held
-        ]
+        self.held = [(self.lake.worker(owner=worker.owner), claim) for worker, claim in self.held]
 
     @rule()
     def purge(self) -> None:
@@ -327,9 +323,7 @@ class LakeMachine(RuleBasedStateMachine):
             ordering_key=str(ordering),
         )
 
-    async def _stage(
-        self, chosen: list[tuple[Worker, Claim]], *, quarantine: bool
-    ) -> list[Commit]:
+    async def _stage(self, chosen: list[tuple[Worker, Claim]], *, quarantine: bool) -> list[Commit]:
         commits = []
         for worker, claim in chosen:
             epoch = claim.lease.epoch
@@ -345,9 +339,7 @@ class LakeMachine(RuleBasedStateMachine):
                 self.held.remove((worker, claim))
         return commits
 
-    def _take(
-        self, publication_id: uuid.UUID, commits: list[Commit], published: Published
-    ) -> None:
+    def _take(self, publication_id: uuid.UUID, commits: list[Commit], published: Published) -> None:
         if self.model.take_publication(commits, published):
             self.publications.append((publication_id, commits, published))
         self.run(self.model.check(self.lake, self.tables))

@@ -123,9 +123,7 @@ class PostgresHarness(LakeHarness):
         wire.lose_next_reply()
 
     @asynccontextmanager
-    async def paused_client(
-        self, *, chunks: int, withhold_bytes: int
-    ) -> AsyncIterator[LakeView]:
+    async def paused_client(self, *, chunks: int, withhold_bytes: int) -> AsyncIterator[LakeView]:
         wire, dsn = await self._wired()
         lake = await self._open(dsn)
         try:

@@ -96,9 +96,7 @@ async def test_C1_a_publication_that_lost_everything_changes_nothing(
 async def test_C2_every_entry_ends_in_exactly_one_snapshot(open_lake: OpenLake) -> None:
     lake = await open_lake(claim_entries_max=3)
     table = await lake.create()
-    accepted = [
-        await lake.accept(entry_of(table, [n], ordering_key=str(n % 5))) for n in range(20)
-    ]
+    accepted = [await lake.accept(entry_of(table, [n], ordering_key=str(n % 5))) for n in range(20)]
     await lake.drain()
     assert await lake.rows_by_entry() == {(a.shard, a.position): 1 for a in accepted}
     head = await lake.catalog.head()

@@ -78,9 +78,7 @@ class Wire:
         link = _Link(writer, back_writer)
         self._links.add(link)
         try:
-            await asyncio.gather(
-                self._requests(reader, link), self._replies(back_reader, link)
-            )
+            await asyncio.gather(self._requests(reader, link), self._replies(back_reader, link))
         except (ConnectionError, asyncio.CancelledError):
             pass  # an end like any other: the finally cuts both sides
         finally:

@@ -21,9 +21,7 @@ async def test_C6_a_file_without_a_write_intent_is_not_published(
     commit = await worker.stage(await worker.claim())
     stranger = fake_file(new_uuid(), table.table_id, table.version, 1)
     await _assert_intent_lost(worker, dataclasses.replace(commit, files=(stranger,)))
-    await _assert_intent_lost(
-        worker, dataclasses.replace(commit, files=(*commit.files, stranger))
-    )
+    await _assert_intent_lost(worker, dataclasses.replace(commit, files=(*commit.files, stranger)))
     published = await worker.publish(commit)  # the honest commit lost nothing by that
     assert published.outcomes == {commit.commit_id: CommitOutcome.PUBLISHED}
 

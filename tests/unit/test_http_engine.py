@@ -77,7 +77,7 @@ async def test_A1_D3_a_visible_row_is_read_as_it_was_written(lake: Server) -> No
     answer = await lake.http.post(
         "/v1/query",
         json={
-            "sql": "SELECT id, note, amount, at FROM events WHERE id > $least ORDER BY id DESC",
+            "sql": 'SELECT id, note, amount, "at" FROM events WHERE id > $least ORDER BY 1 DESC',
             "parameters": {"least": 1},
             "min_visibility_token": sent.json()["receipt"]["visibility_token"],
         },

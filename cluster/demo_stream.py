@@ -1,0 +1,139 @@
+"""The stream of flights: several connections, one idempotency key a batch, and who watches them.
+
+Senders take batches from a list, alternate the body format, and keep the token of every receipt.
+A watcher asks the same query at the newest snapshot again and again meanwhile, and remembers the
+answers: these are the moments that the demo travels back to.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import pyarrow as pa
+
+from cluster.demo_data import encoded
+from lakebus.client import Client
+from lakebus.client_results import Result, Sent
+
+CONNECTIONS = 4
+#: Most producers that care for speed send Arrow; NDJSON and JSON are there to show that they mix.
+FORMS = ("Arrow", "NDJSON", "Arrow", "JSON")
+TIMEOUT_S = 60.0
+TOTALS = """
+    SELECT count(*) AS flights, count(dep_delay) AS departed,
+           sum(distance)::BIGINT AS miles, sum(arr_delay)::BIGINT AS minutes_late
+    FROM flights"""
+_MOMENT_PAUSE_S = 0.5
+
+
+def key_of(place: int) -> str:
+    """The idempotency key of a batch: what it is, so that whoever sends it again uses it again."""
+
+    return f"flights-2013-{place:05d}"
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    sent: int
+    acknowledged: int
+    batches_acknowledged: int
+    last: Sent | None
+
+
+class Stream:
+    """Sends all batches; a context manager, so that threads end with the demo."""
+
+    def __init__(self, client: Client, batches: Sequence[pa.Table]) -> None:
+        self._client = client
+        self._batches = batches
+        self._lock = threading.Lock()
+        self._next = 0
+        self._sent = 0
+        self._acknowledged = 0
+        self._stopped = threading.Event()
+        self._last: Sent | None = None
+        self._pool = ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="sender")
+        self.receipts: dict[int, Sent] = {}
+        self.body_bytes = dict.fromkeys(FORMS, 0)
+        self._senders = [self._pool.submit(self._send_all) for _ in range(CONNECTIONS)]
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        self._stopped.set()
+        self._pool.shutdown(wait=kind is None, cancel_futures=True)
+
+    @property
+    def running(self) -> bool:
+        """False once all senders have ended. Raises what a sender raised."""
+
+        for sender in self._senders:
+            if sender.done():
+                sender.result()
+        return not all(sender.done() for sender in self._senders)
+
+    def progress(self) -> Progress:
+        with self._lock:
+            return Progress(self._sent, self._acknowledged, len(self.receipts), self._last)
+
+    def _send_all(self) -> None:
+        while not self._stopped.is_set():
+            with self._lock:
+                place, self._next = self._next, self._next + 1
+            if place >= len(self._batches):
+                return
+            self._send(place)
+
+    def _send(self, place: int) -> None:
+        rows, form = self._batches[place], FORMS[place % len(FORMS)]
+        body = encoded(rows, form)
+        with self._lock:
+            self._sent += rows.num_rows
+        # The client itself repeats what failed or is unknown, with this key, until the time is up.
+        sent = self._client.ingest("flights", body, key=key_of(place), timeout_s=TIMEOUT_S)
+        with self._lock:
+            self._acknowledged += rows.num_rows
+            self.receipts[place] = self._last = sent
+            self.body_bytes[form] += len(body[0])
+
+
+class Watcher:
+    """Asks TOTALS while rows stream in; `moments` are the answers, oldest first."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._ended = threading.Event()
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="watcher")
+        self.moments: list[Result] = []
+        self._watching = self._pool.submit(self._watch)
+
+    def end(self) -> None:
+        """Raises what the watcher met."""
+
+        self._ended.set()
+        self._watching.result()
+        self._pool.shutdown()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(_MOMENT_PAUSE_S):
+            self.moments.append(self._client.query(TOTALS, timeout_s=TIMEOUT_S))
+
+
+def monotonic(moments: Sequence[Result]) -> bool:
+    """True when neither snapshots nor rows ever went back."""
+
+    seen: list[tuple[int, Any]] = [(moment.snapshot_id, moment.rows[0][0]) for moment in moments]
+    return all(a[0] <= b[0] and a[1] <= b[1] for a, b in zip(seen, seen[1:], strict=False))
+
+
+def since_ms(began_s: float) -> float:
+    return (time.monotonic() - began_s) * 1000

@@ -1,0 +1,48 @@
+"""The client for `await`: the calls of `Client`, each in a thread; one implementation, no twin."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+if TYPE_CHECKING:
+    from lakebus.client import Client
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+class AsyncClient:
+    """`Client` for `await`; each call runs in a thread of the loop's executor."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self.create_table = _awaitable(client.create_table)
+        self.drop_table = _awaitable(client.drop_table)
+        self.tables = _awaitable(client.tables)
+        self.table = _awaitable(client.table)
+        self.ingest = _awaitable(client.ingest)
+        self.ingest_tables = _awaitable(client.ingest_tables)
+        self.batch = _awaitable(client.batch)
+        self.query = _awaitable(client.query)
+        self.query_arrow = _awaitable(client.query_arrow)
+        self.wait_visible = _awaitable(client.wait_visible)
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._client.close()
+
+    async def close(self) -> None:
+        self._client.close()
+
+
+def _awaitable(call: Callable[_P, _T]) -> Callable[_P, Coroutine[Any, Any, _T]]:
+    @functools.wraps(call)
+    async def in_thread(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        return await asyncio.to_thread(call, *args, **kwargs)
+
+    return in_thread
