@@ -92,8 +92,8 @@ def report(found: dict[str, Any]) -> str:
         f"`lakebus up` to ready: {found['up_to_ready_s']} s. Idle memory of all processes "
         f"(proportional): {found['idle_memory_mib']} MiB.",
         "",
-        "| clients, 100 rows each | acknowledged rows/s | published rows/s | ack p50 ms | ack p99 ms |"
-        " failures |",
+        "| clients, 100 rows each | acknowledged rows/s | published rows/s | ack p50 ms |"
+        " ack p99 ms | failures |",
         "|---|---|---|---|---|---|",
     ]
     for clients, runs in found["ingest"].items():

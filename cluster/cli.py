@@ -1,4 +1,7 @@
-"""The commands: `lakebus up`, `down`, `status`, `logs`, `doctor`, `migrate`, `config`, `demo`."""
+"""The commands: `lakebus up`, `down`, `status`, `logs`, `doctor`, `migrate`, `config`, `demo`.
+
+`ingest` and `query` are in `cluster/client_commands.py`.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ import lakebus
 from cluster import doctor as doctor_module
 from cluster import logs as logs_module
 from cluster import status as status_module
+from cluster.client_commands import ingest, query
 from cluster.down import take_down
 from lakebus.errors import LakebusError
 from lakebus.settings import Settings
@@ -184,9 +188,18 @@ def config_show(
 
 @cli.command()
 @click.option("--json", "as_json", is_flag=True, help="The summary as JSON.")
-def demo(as_json: bool) -> int:
+@click.option(
+    "--data-dir", type=click.Path(path_type=Path), help="Folder of the demo [.lakebus-demo]."
+)
+@click.option("--keep", is_flag=True, help="Leave the folder, with the data, when it ends.")
+@click.option(
+    "--flights", type=click.IntRange(1000), help="Send only so many of the 336,776 flights."
+)
+def demo(as_json: bool, data_dir: Path | None, keep: bool, flights: int | None) -> int:
     """Start everything, stream real flights in, ask questions, break something, stop."""
-    code: int = importlib.import_module("cluster.demo").main(as_json=as_json)
+    # By name, because it brings DuckDB and Arrow, which no other command waits for.
+    module = importlib.import_module("cluster.demo")
+    code: int = module.main(as_json=as_json, data_dir=data_dir, keep=keep, flights=flights)
     return code
 
 
@@ -195,3 +208,7 @@ def version() -> int:
     """Print the version."""
     click.echo(f"lakebus {lakebus.__version__} (Python {sys.version.split()[0]})")
     return 0
+
+
+cli.add_command(ingest)
+cli.add_command(query)

@@ -1,4 +1,4 @@
-"""What the demo found out: checks that can fail, numbers with their conditions, as JSON and text."""
+"""What the demo found out: checks that can fail and numbers with their conditions."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Report:
             ("visible", f"one row, written and seen: {found['write_to_visible_ms_p50']:.0f} ms "
              f"(median of {found['write_to_visible_count']}), "
              f"{found['write_to_visible_ms_max']:.0f} ms at most"),
-            ("recovery", f"{found['recovery_s']:.1f} s after the SIGKILL rows became visible again"),
+            ("recovery", f"{found['recovery_s']:.1f} s from SIGKILL until new rows were visible"),
             ("storage", f"{found['snapshots']} snapshots, {found['files']} data files, "
              f"{found['bytes'] / 1e6:.1f} MB of Parquet"),
             ("time", f"{times['start']:.0f} s start, {times['flights']:.0f} s flights, "

@@ -9,6 +9,8 @@ import time
 from collections.abc import Sequence
 from typing import Any, TextIO
 
+from cluster.text_table import text_table
+
 _LIVE_S, _PLAIN_S = 0.1, 2.0
 _CELL_MAX = 40
 
@@ -23,12 +25,12 @@ class Screen:
         self._live_at_s = 0.0
 
     def title(self, text: str) -> None:
-        self.line()
-        self.line(f"\033[1m{text}\033[0m" if self._terminal else text)
-
-    def line(self, text: str = "") -> None:
         self.clear()
-        self._write(f"  {text}\n" if text and not text.startswith("\033") else f"{text}\n")
+        self._write(f"\n\033[1m{text}\033[0m\n" if self._terminal else f"\n{text}\n")
+
+    def line(self, text: str) -> None:
+        self.clear()
+        self._write(f"  {text}\n")
 
     def check(self, ok: bool, text: str) -> None:
         self.line(f"{'ok  ' if ok else 'FAIL'}  {text}")
@@ -52,25 +54,9 @@ class Screen:
             self._live = False
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        cells = [[str(name) for name in columns], *([_cell(v) for v in row] for row in rows)]
-        widths = [max(len(row[n]) for row in cells) for n in range(len(columns))]
-        numeric = [all(isinstance(row[n], (int, float)) for row in rows) for n in range(len(widths))]
-        for row in cells:
-            parts = [
-                text.rjust(width) if right else text.ljust(width)
-                for text, width, right in zip(row, widths, numeric, strict=True)
-            ]
-            self.line("    " + "  ".join(parts).rstrip())
+        for text in text_table(columns, rows, cell_max=_CELL_MAX):
+            self.line(f"    {text}")
 
     def _write(self, text: str) -> None:
         self._stream.write(text)
         self._stream.flush()
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, bool) or value is None:
-        return "" if value is None else str(value).lower()
-    if isinstance(value, int):
-        return f"{value:,}"
-    text = str(value)
-    return text if len(text) <= _CELL_MAX else text[: _CELL_MAX - 1] + "…"

@@ -31,6 +31,8 @@ from lakebus.settings import Settings
 MARK = "demo.json"
 _POLL_S = 0.1
 _STOP_S = 60.0
+#: Roles whose actor hosts a commit coordinator: `core` holds all roles, `coordinator-N` is spread.
+_HOSTS = ("core", "coordinator")
 #: What says where data lives or where to listen; the demo must never write into a stack of yours.
 _NOT_INHERITED = (
     *("LAKEBUS_CONFIG", "LAKEBUS_DATA_DIR", "LAKEBUS_PROFILE", "LAKEBUS_HTTP_", "LAKEBUS_RAY_ADDR"),
@@ -145,12 +147,12 @@ def kill_coordinator(files: StackFiles, actors: object) -> int:
 
 
 def coordinator_pid(actors: object) -> int | None:
-    """The process of the first actor that hosts a commit coordinator, if it answers."""
+    """The process of the first actor that hosts a commit coordinator, if one answers."""
 
     for actor in actors if isinstance(actors, list) else []:
-        if any(str(role).startswith("coordinator") for role in actor.get("roles") or ()):
-            pid = actor.get("process_id")
-            return pid if isinstance(pid, int) else None
+        pid = actor.get("process_id")
+        if str(actor.get("role")).startswith(_HOSTS) and isinstance(pid, int):
+            return pid
     return None
 
 

@@ -7,10 +7,9 @@ answers: these are the moments that the demo travels back to.
 
 from __future__ import annotations
 
+import itertools
 import threading
-import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -46,6 +45,27 @@ class Progress:
     last: Sent | None
 
 
+class _Worker(threading.Thread):
+    """A started thread that keeps its error for whoever asks. A daemon: it must not hold up a demo
+    that was told to end."""
+
+    def __init__(self, work: Callable[[], None], name: str) -> None:
+        super().__init__(name=name, daemon=True)
+        self._work = work
+        self._error: BaseException | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self._work()
+        except BaseException as error:  # noqa: BLE001 - raised again by `raise_its_error`
+            self._error = error
+
+    def raise_its_error(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+
 class Stream:
     """Sends all batches; a context manager, so that threads end with the demo."""
 
@@ -58,28 +78,28 @@ class Stream:
         self._acknowledged = 0
         self._stopped = threading.Event()
         self._last: Sent | None = None
-        self._pool = ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="sender")
         self.receipts: dict[int, Sent] = {}
         self.body_bytes = dict.fromkeys(FORMS, 0)
-        self._senders = [self._pool.submit(self._send_all) for _ in range(CONNECTIONS)]
+        self._senders = [_Worker(self._send_all, f"sender-{n}") for n in range(CONNECTIONS)]
 
     def __enter__(self) -> Stream:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
     ) -> None:
         self._stopped.set()
-        self._pool.shutdown(wait=kind is None, cancel_futures=True)
 
     @property
     def running(self) -> bool:
         """False once all senders have ended. Raises what a sender raised."""
 
         for sender in self._senders:
-            if sender.done():
-                sender.result()
-        return not all(sender.done() for sender in self._senders)
+            sender.raise_its_error()
+        return any(sender.is_alive() for sender in self._senders)
 
     def progress(self) -> Progress:
         with self._lock:
@@ -112,16 +132,15 @@ class Watcher:
     def __init__(self, client: Client) -> None:
         self._client = client
         self._ended = threading.Event()
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="watcher")
         self.moments: list[Result] = []
-        self._watching = self._pool.submit(self._watch)
+        self._watching = _Worker(self._watch, "watcher")
 
     def end(self) -> None:
         """Raises what the watcher met."""
 
         self._ended.set()
-        self._watching.result()
-        self._pool.shutdown()
+        self._watching.join()
+        self._watching.raise_its_error()
 
     def _watch(self) -> None:
         while not self._ended.wait(_MOMENT_PAUSE_S):
@@ -132,8 +151,4 @@ def monotonic(moments: Sequence[Result]) -> bool:
     """True when neither snapshots nor rows ever went back."""
 
     seen: list[tuple[int, Any]] = [(moment.snapshot_id, moment.rows[0][0]) for moment in moments]
-    return all(a[0] <= b[0] and a[1] <= b[1] for a, b in zip(seen, seen[1:], strict=False))
-
-
-def since_ms(began_s: float) -> float:
-    return (time.monotonic() - began_s) * 1000
+    return all(a[0] <= b[0] and a[1] <= b[1] for a, b in itertools.pairwise(seen))

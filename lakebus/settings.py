@@ -151,16 +151,10 @@ class Settings(BaseSettings):
         problems = []
         if self.bus.idempotency_window_hours < 24 and self.profile != "test":
             problems.append("bus.idempotency_window_hours must be at least 24")
-        if self.bus.backlog_bytes_soft > self.bus.backlog_bytes_hard:
-            problems.append("bus.backlog_bytes_soft must not exceed bus.backlog_bytes_hard")
         if self.query.timeout_ms_default > self.query.timeout_ms_max:
             problems.append("query.timeout_ms_default must not exceed query.timeout_ms_max")
         if self.http.query_replicas_min > self.http.query_replicas_max:
             problems.append("http.query_replicas_min must not exceed http.query_replicas_max")
-        if self.postgres.pool_connections_min > self.postgres.pool_connections_max:
-            problems.append(
-                "postgres.pool_connections_min must not exceed postgres.pool_connections_max"
-            )
         if self.postgres.dsn is None and not self.postgres.embedded:
             problems.append("postgres.dsn must be given, because postgres.embedded is off")
         if problems:

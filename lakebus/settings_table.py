@@ -68,7 +68,6 @@ class PostgresSettings(Section):
     start_timeout_s: float = setting(
         30.0, "How long the embedded server may take to start.", gt=0, le=600
     )
-    pool_connections_min: int = setting(1, "Connections each process keeps open.", ge=0, le=50)
     pool_connections_max: int = setting(8, "Connections each process may open.", ge=1, le=100)
     command_timeout_ms: int = setting(
         30_000, "How long one statement of ours may take.", ge=100, le=600_000
@@ -83,9 +82,6 @@ class BusSettings(Section):
     )
     group_bytes_max: int = setting(1 * _MIB, "Bytes of a group commit.", ge=4 * _KIB, le=64 * _MIB)
     group_entries_max: int = setting(1000, "Entries of a group commit.", ge=1, le=10_000)
-    group_linger_ms: int = setting(
-        5, "How long a group waits for company while another is being written.", ge=0, le=1000
-    )
     segment_ring_rotate_bytes: int = setting(
         256 * _MIB,
         "A bus table of this size is closed; when all in it is terminal it is emptied.",
@@ -96,11 +92,11 @@ class BusSettings(Section):
     segment_ring_rotate_age_s: float = setting(
         600.0, "A bus table of this age is closed.", gt=0, le=86_400, test=60.0
     )
-    backlog_bytes_soft: int = setting(
-        1 * _GIB, "From this backlog on ingest slows down.", ge=1 * _MIB, le=1024 * _GIB
-    )
     backlog_bytes_hard: int = setting(
-        8 * _GIB, "From this backlog on ingest refuses (429).", ge=1 * _MIB, le=1024 * _GIB
+        8 * _GIB,
+        "From this backlog of a shard on ingest refuses (429).",
+        ge=1 * _MIB,
+        le=1024 * _GIB,
     )
     inflight_bytes_max: int = setting(
         256 * _MIB,
@@ -149,9 +145,6 @@ class PublishSettings(Section):
         30, "Pause between two publications while commits keep coming.", ge=0, le=10_000
     )
     commits_max: int = setting(64, "Commits joined in one publication.", ge=1, le=10_000)
-    lock_timeout_ms: int = setting(
-        2000, "How long a publication waits for the catalog's lock.", ge=10, le=60_000
-    )
     stage_ahead: int = setting(
         1, "Ranges a coordinator writes while an earlier one is being published.", ge=0, le=16
     )
@@ -163,12 +156,6 @@ class FilesSettings(Section):
     store_url: str | None = setting(
         None, "Object store, as file:///path; without one, `objects` in the data folder."
     )
-    row_group_rows: int = setting(122_880, "Rows of a Parquet row group.", ge=1024, le=10_000_000)
-    file_bytes_target: int = setting(
-        128 * _MIB, "Size at which a coordinator starts another file.", ge=64 * _KIB, le=8 * _GIB
-    )
-    zstd_level: int = setting(1, "Compression level of Parquet pages.", ge=1, le=19)
-    sync: bool = setting(True, "Sync files to disk before they are published.")
 
 
 class QuerySettings(Section):
@@ -203,7 +190,7 @@ class QuerySettings(Section):
         250, "An interrupted query that does not stop by then loses its process.", ge=10, le=10_000
     )
     spare_processes: int = setting(
-        1, "Warm engine processes kept beside the working one.", ge=0, le=4
+        1, "Warm engine processes kept beside the working one.", ge=0, le=1
     )
 
 
@@ -307,7 +294,9 @@ class TelemetrySettings(Section):
 
     tracing: bool = setting(False, "Make OpenTelemetry spans from request to snapshot.")
     exporter: str = setting(
-        "file", "Where spans go: `file`, `console`, or module:function giving span processors."
+        "console",
+        "Where spans go: `console`, `otlp` (needs the OpenTelemetry OTLP exporter package), or"
+        " module:function giving a span exporter.",
     )
     sample_ratio: float = setting(1.0, "Share of requests that are traced.", ge=0, le=1)
 

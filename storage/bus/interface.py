@@ -252,9 +252,7 @@ class IngestBus(Protocol):
         """The state of a batch; None when unknown or older than the window."""
         ...
 
-    async def quarantined_of(
-        self, entries: Sequence[tuple[int, int]]
-    ) -> tuple[str, str] | None:
+    async def quarantined_of(self, entries: Sequence[tuple[int, int]]) -> tuple[str, str] | None:
         """(batch id, reason) of the first of these (shard, position) entries that was quarantined
         and not replayed, or None (D4)."""
         ...

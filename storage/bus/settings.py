@@ -26,7 +26,6 @@ class BusSettings:
     claim_entries_max: int = 4_096
     group_bytes_max: int = 4 * 1024 * 1024
     group_entries_max: int = 256
-    group_linger_ms: int = 3
     backlog_bytes_hard: int = 1024 * 1024 * 1024
     idempotency_window_s: float = 86_400.0
     quarantine_attempts: int = 3
@@ -42,8 +41,8 @@ class BusSettings:
         for field in fields(self):
             if getattr(self, field.name) < (0 if field.name in _MAY_BE_ZERO else 1e-9):
                 raise ConfigurationError(f"the bus setting {field.name} must be greater than zero")
-        if self.shards > 65_535:
-            raise ConfigurationError("the bus setting shards must be at most 65535")
+        if self.shards > 32_767:  # `$shard` is a 16-bit column
+            raise ConfigurationError("the bus setting shards must be at most 32767")
 
     @property
     def isolation_ttl_ms(self) -> int:
@@ -62,4 +61,4 @@ class BusSettings:
         return min(doubled, self.lease_ttl_ms // 8)
 
 
-_MAY_BE_ZERO = frozenset({"group_linger_ms", "retry_backoff_ms", "quarantine_rate_max"})
+_MAY_BE_ZERO = frozenset({"retry_backoff_ms", "quarantine_rate_max"})

@@ -166,9 +166,7 @@ class Catalog(Protocol):
         """
         ...
 
-    async def snapshots(
-        self, *, limit: int, before: int | None = None
-    ) -> Sequence[Snapshot]: ...
+    async def snapshots(self, *, limit: int, before: int | None = None) -> Sequence[Snapshot]: ...
 
     async def create_table(
         self,

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from actors.lease_keeper import LeaseKeeper
+from actors.lease_manager import LeaseManager
 from lakebus.errors import LeaseLost, Unavailable
 from storage.bus.interface import Claim, LeaseRef
 from storage.memory_clock import ManualClock
@@ -28,8 +29,8 @@ async def rig(clock: ManualClock) -> Rig:
     return rig
 
 
-async def claimed(rig: Rig, leases: object) -> Claim:
-    claim = await leases.acquire(random_owner())  # type: ignore[attr-defined]
+async def claimed(rig: Rig, leases: LeaseManager) -> Claim:
+    claim = await leases.acquire(random_owner())
     assert claim is not None
     return claim
 

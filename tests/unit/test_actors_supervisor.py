@@ -122,7 +122,7 @@ async def test_B10_purging_is_periodic_and_reports_what_it_gave_up(
         purged.append(1)
         return PurgeReport(segments_truncated=2, gave_up_on_lock=True)
 
-    each = supervisor(rig, bus=Overlay(rig.bus, purge=purge))  # type: ignore[arg-type]
+    each = supervisor(rig, bus=Overlay(rig.bus, purge=purge))
     await each.run_once()
     await each.run_once()
     assert len(purged) == 1

@@ -165,7 +165,7 @@ async def test_C6_file_and_directories_are_synced_before_the_put_returns(
             events.append(f"{name} {what}".strip())
             return result
 
-        monkeypatch.setattr(objects.os, name, call)
+        monkeypatch.setattr(os, name, call)
 
     watch("fsync", os.fsync)
     watch("link", os.link)
@@ -194,7 +194,7 @@ async def test_C6_a_put_that_fails_leaves_no_object_and_no_rest(
         raise OSError(errno.ENOSPC, "no space")
 
     with monkeypatch.context() as patch:
-        patch.setattr(objects.os, call, fail)
+        patch.setattr(os, call, fail)
         with pytest.raises(Unavailable, match="full"):
             await store.put_new("cold", b"x")
     assert os.listdir(tmp_path) == ["warm"]
@@ -224,7 +224,7 @@ async def test_other_failures_of_the_disk_are_unavailable(
         raise OSError(errno.EIO, "disk")
 
     store = LocalObjectStore(tmp_path)
-    monkeypatch.setattr(objects.os, "stat", fail)
+    monkeypatch.setattr(os, "stat", fail)
     with pytest.raises(Unavailable, match="Input/output"):
         await store.size("a")
     store.close()
@@ -256,7 +256,7 @@ async def test_the_event_loop_runs_while_the_disk_works(
         asyncio.run_coroutine_threadsafe(released.wait(), loop).result(timeout=10)
         real(file)
 
-    monkeypatch.setattr(objects.os, "fsync", slow)
+    monkeypatch.setattr(os, "fsync", slow)
     store = LocalObjectStore(tmp_path)
     put = asyncio.create_task(store.put_new("a", b"x"))
     await asyncio.wait_for(syncing.wait(), timeout=10)

@@ -50,17 +50,19 @@ def test_profile_replaces_defaults_and_is_named_as_source() -> None:
 
 def test_flag_beats_environment_beats_file_beats_profile(tmp_path: Path) -> None:
     file = tmp_path / "lakebus.toml"
-    file.write_text('profile = "test"\n[bus]\nlease_ttl_ms = 2000\nshards = 2\ngroup_linger_ms = 7')
+    file.write_text(
+        'profile = "test"\n[bus]\nlease_ttl_ms = 2000\nshards = 2\nretry_backoff_ms = 7'
+    )
     environ = {"LAKEBUS_BUS_LEASE_TTL_MS": "3000", "LAKEBUS_BUS_SHARDS": "3"}
     settings = load(environ, config=file, bus__lease_ttl_ms=4000)
     assert settings.bus.lease_ttl_ms == 4000
     assert settings.bus.shards == 3
-    assert settings.bus.group_linger_ms == 7
+    assert settings.bus.retry_backoff_ms == 7
     assert settings.bus.claim_poll_ms == 50
     found = {one.name: one.source for one in settings.describe()}
     assert found["bus.lease_ttl_ms"] == "flag"
     assert found["bus.shards"] == "environment"
-    assert found["bus.group_linger_ms"] == f"file {file}"
+    assert found["bus.retry_backoff_ms"] == f"file {file}"
     assert found["bus.claim_poll_ms"] == "profile test"
     assert found["bus.claim_bytes_max"] == "default"
 
