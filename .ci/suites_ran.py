@@ -16,6 +16,15 @@ REQUIRED = (
 )
 EXPECTED_REASONS = frozenset() if os.geteuid() == 0 else frozenset({"only root changes users"})
 """Why a test may be skipped here."""
+LACKS = "this backend lacks: "
+EXPECTED_LACKS = {
+    # One process holds the memory backend: it has no server to kill and no socket to pause.
+    "conformance[memory]": {"crash_server", "paused_client"},
+    # Restoring a backup is not built yet.
+    "conformance[postgres]": {"restore"},
+    "integration": {"restore"},
+}
+"""What a backend may lack, by suite; anything else that it lacks is a hole in the proof."""
 
 
 def suite_of(classname: str) -> str:
@@ -37,7 +46,9 @@ def main(report: str) -> int:
             ran[suite_of(classname)] += 1
             continue
         said = skipped.get("message", "")
-        if said not in EXPECTED_REASONS:
+        lack = said.removeprefix(LACKS) if said.startswith(LACKS) else None
+        expected = said in EXPECTED_REASONS or lack in EXPECTED_LACKS.get(suite_of(classname), ())
+        if not expected:
             problems.append(f"{classname}.{name} was skipped: {said}")
     problems += [f"the suite {suite} ran no test" for suite in REQUIRED if not ran[suite]]
     print("tests per suite:", ", ".join(f"{name} {count}" for name, count in sorted(ran.items())))

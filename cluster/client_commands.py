@@ -10,8 +10,8 @@ import datetime as dt
 import functools
 import hashlib
 import json
-import os
 import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,7 +24,7 @@ from lakebus.client import TIMEOUT_S, Client, connect
 from lakebus.client_forms import ARROW, JSON
 from lakebus.client_results import Result, Sent
 from lakebus.clock import format_time, parse_time
-from lakebus.errors import FixRequest, LakebusError, RowsInvalid
+from lakebus.errors import LakebusError, RowsInvalid
 
 NDJSON = "application/x-ndjson"
 MEDIA_TYPES = {"json": JSON, "ndjson": NDJSON, "arrow": ARROW}
@@ -32,8 +32,7 @@ _SUFFIXES = {
     **{".json": "json", ".ndjson": "ndjson", ".jsonl": "ndjson"},
     **{".arrow": "arrow", ".arrows": "arrow", ".ipc": "arrow", ".feather": "arrow"},
 }
-#: NDJSON goes in parts of about this size. The keys of parts depend on it: after a change, parts
-#: of a file that an older version sent half of would be other batches.
+#: NDJSON goes in parts of about this size; their keys depend on it.
 PART_BYTES = 8 * 1024 * 1024
 _ARROW_FILE_MAGIC = b"ARROW1"
 _ERRORS_SHOWN = 10
@@ -51,8 +50,8 @@ def client_options(command: Callable[..., int]) -> Callable[..., int]:
             with _connected(url, api_key, data_dir, timeout_s) as client:
                 return command(client=client, **given)
         except LakebusError as error:
-            _explain(error)
-            return _LATER if error.retryable else _REFUSED
+            _say_error(error)
+            return _code_of(error)
 
     for option in (
         click.option("--timeout-s", type=click.FloatRange(0.001), default=TIMEOUT_S,
@@ -74,7 +73,7 @@ def client_options(command: Callable[..., int]) -> Callable[..., int]:
 @click.option(
     "--format", "form", type=click.Choice(list(MEDIA_TYPES)), help="Default: by the file's name."
 )
-@click.option("--key", help="Idempotency key; default: made from the table and the content.")
+@click.option("--key", help="Idempotency key; default: made from table and content.")
 @click.option("--wait", is_flag=True, help="Return when the rows can be read.")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 def ingest(
@@ -89,27 +88,26 @@ def ingest(
     """Send the rows of FILE (JSON, NDJSON or Arrow; default: standard input).
 
     The same content sent again for the same table, within the idempotency window, is stored once;
-    give another --key to store it twice. NDJSON above 8 MiB goes in several requests, each of which
-    is all or nothing.
+    give a --key of your own to store it twice. NDJSON above 8 MiB goes in several requests, each of
+    which is all or nothing. Prints the token of each, for `lakebus query --after`.
     """
-    chosen = form or _SUFFIXES.get(Path(file.name).suffix.lower())
+    chosen = form or _SUFFIXES.get(Path(str(getattr(file, "name", ""))).suffix.lower())
     if chosen is None:
         raise click.UsageError("Say what the rows are written in: --format json, ndjson or arrow.")
     content = file.read()
-    base = key or _key_of(table, content)
     parts = list(_parts(content, chosen))
     sent: list[Sent] = []
     try:
         for n, part in enumerate(parts):
-            name = base if len(parts) == 1 else f"{base}-{n}"
-            answer = client.ingest(table, (part, MEDIA_TYPES[chosen]), key=name)
-            sent.append(answer)
-    except RowsInvalid as error:
-        _say_rows(error, before=sum(one.receipt.rows for one in sent))
-        return _REFUSED
-    finally:
-        if sent and len(sent) < len(parts):
-            click.echo(f"{len(sent)} of {len(parts)} requests were stored before this:", err=True)
+            name = _key_of(table, n, part) if key is None else key if n == 0 else f"{key}-{n}"
+            sent.append(client.ingest(table, (part, MEDIA_TYPES[chosen]), key=name))
+    except LakebusError as error:
+        _say_error(error)
+        if isinstance(error, RowsInvalid):
+            _say_rows(error, before=sum(one.receipt.rows for one in sent))
+        if len(parts) > 1:
+            click.echo(f"  {len(sent)} of {len(parts)} requests are stored", err=True)
+        return _code_of(error)
     visible = bool(wait and client.wait_visible(sent))
     _say_sent(sent, visible=visible, as_json=as_json)
     return 0
@@ -137,7 +135,7 @@ def query(
     A parameter that is JSON (12, true, null, "text") is that value; anything else is text.
     """
     if sql == "-":
-        sql = click.get_text_stream("stdin").read()
+        sql = sys.stdin.read()
     found = client.query(
         sql,
         [_value(text) for text in parameters] or None,
@@ -201,8 +199,11 @@ def _lines(content: bytes) -> Iterator[bytes]:
         start = end
 
 
-def _key_of(table: str, content: bytes) -> str:
-    return "sha256-" + hashlib.sha256(table.encode() + b"\0" + content).hexdigest()
+def _key_of(table: str, place: int, part: bytes) -> str:
+    """The key of a part is its content, so that a file sent again, corrected or longer, does not
+    double the parts that are as they were; its place, because equal parts of a file both count."""
+
+    return "sha256-" + hashlib.sha256(f"{table}\n{place}\n".encode() + part).hexdigest()
 
 
 def _stream_of_arrow_file(content: bytes) -> bytes:
@@ -269,28 +270,34 @@ def _say_sent(sent: list[Sent], *, visible: bool, as_json: bool) -> None:
         click.echo(json.dumps(document))
         return
     requests = "1 request" if len(sent) == 1 else f"{len(sent)} requests"
-    known = "" if not replayed else f"; {replayed} of them stored already, nothing doubled"
+    known = ""
+    if replayed:
+        which = "" if replayed == len(sent) else f"{replayed} of them "
+        known = f"; {which}stored before, nothing is doubled"
     state = "visible" if visible else "durable"
     click.echo(f"{rows} row{'' if rows == 1 else 's'} {state} in {requests}{known}", err=True)
     for one in sent:
         click.echo(one.token)
 
 
-def _explain(error: LakebusError) -> None:
-    kind = "" if isinstance(error, FixRequest) or not error.retryable else " (try again)"
-    click.echo(f"lakebus: {error.code}: {error}{kind}", err=True)
+def _code_of(error: LakebusError) -> int:
+    return _LATER if error.retryable else _REFUSED
+
+
+def _say_error(error: LakebusError) -> None:
+    again = " (try again)" if error.retryable else ""
+    click.echo(f"lakebus: {error.code}: {error}{again}", err=True)
 
 
 def _say_rows(error: RowsInvalid, *, before: int) -> None:
     """Rows are counted from 0 within FILE, like those of the API within a request."""
 
-    _explain(error)
     shown = error.members.get("errors", [])[:_ERRORS_SHOWN]
     for one in shown:
-        value = "" if one.get("value") is None else f" ({one['value']})"
+        value = "" if one.get("value") in (None, "null") else f" ({one['value']})"
         click.echo(
             f"  row {before + one['row']}, column {one['column']}: {one['reason']}{value}", err=True
         )
     more = int(error.members.get("error_count", len(shown))) - len(shown)
     if more > 0:
-        click.echo(f"  and {more} more{os.linesep}", err=True, nl=False)
+        click.echo(f"  and {more} more", err=True)

@@ -82,8 +82,10 @@ def detached(settings: Settings, arguments: Sequence[str]) -> int:
             return code or 1
         state = files.state()
         if state is not None and state.supervisor == mark and state.phase == READY_PHASE:
-            click.echo((files.logs / "up.out").read_text(errors="replace").strip())
-            return 0
+            said = (files.logs / "up.out").read_text(errors="replace").strip()
+            if said.endswith(str(files.connection_path)):  # its last line, a moment after the state
+                click.echo(said)
+                return 0
         time.sleep(0.1)
     os.kill(child.pid, signal.SIGTERM)
     raise StartRefused("The stack did not get ready in time; `lakebus logs` tells more.")

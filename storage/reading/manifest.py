@@ -133,7 +133,7 @@ class Manifest:
         """Begins to advance to a newer head in the background, so that its readers find it."""
 
         self._want(head)
-        if self._advance is None:
+        if self._advance is None or self._advance.done():
             self._start()
 
     async def at(self, snapshot_id: int, head: Head) -> SnapshotView:
@@ -147,7 +147,11 @@ class Manifest:
             if copy is not None and copy.history != head.history and copy.until > head.snapshot_id:
                 raise Unavailable("the lake was restored during the request; send it again")
             self._want(head)
-            task = self._advance or self._start()
+            task = self._advance
+            # An advance that has ended and whose callback has not run yet is over: waiting for it
+            # returns at once, without giving the loop the turn in which the callback would run.
+            if task is None or task.done():
+                task = self._start()
             await asyncio.shield(task)
         copy = self._copy
         assert copy is not None
@@ -174,13 +178,16 @@ class Manifest:
         return self._advance
 
     def _moved(self, task: asyncio.Task[None]) -> None:
-        self._advance = None
+        if self._advance is task:
+            self._advance = None
         if task.cancelled():
             return
         error = task.exception()
         if error is not None:
             if not isinstance(error, LakebusError):
                 _log.error("the manifest cannot be advanced", exc_info=error)
+            return
+        if self._advance is not None:  # the next one is under way already
             return
         wanted = self._wanted
         if wanted is not None and not self._reaches(wanted.snapshot_id, wanted):

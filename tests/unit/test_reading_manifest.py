@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import signal
 import uuid
 from collections.abc import Mapping
 
@@ -365,3 +366,32 @@ async def test_the_manifest_of_a_real_catalog_agrees_with_a_fresh_load() -> None
         assert one.schemas() == two.schemas()
         for table in tables:
             assert sorted(ids(one, table.table_id)) == sorted(ids(two, table.table_id))
+
+
+async def test_D4_a_reader_never_spins_on_an_advance_that_has_just_ended() -> None:
+    """Between the end of an advance and its callback, waiting for it gives the loop no turn."""
+
+    model = ModelCatalog()
+    add(model, 1, 1)
+    model.until = 1
+    manifest = Manifest(CatalogOf(model))  # type: ignore[arg-type]
+    await manifest.at(1, model.head())
+    ended = asyncio.ensure_future(asyncio.sleep(0))
+    await ended
+    manifest._advance = ended  # as it stands before the callback has run
+    add(model, 1, 2)
+    model.until = 2
+    reader = manifest.at(2, model.head())
+    signal.signal(signal.SIGALRM, _fail_for_standing_still)
+    signal.alarm(5)
+    try:
+        reader.send(None)  # the first step: it must come back to the loop
+    finally:
+        signal.alarm(0)
+    reader.close()
+    view = await asyncio.wait_for(manifest.at(2, model.head()), 5)
+    assert view.snapshot_id == 2
+
+
+def _fail_for_standing_still(*_: object) -> None:
+    raise TimeoutError("the reader did not give the loop a turn")
