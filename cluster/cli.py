@@ -1,4 +1,5 @@
-"""The commands: `lakebus up`, `down`, `status`, `logs`, `doctor`, `migrate`, `config`, `demo`.
+"""The commands: `lakebus up`, `down`, `status`, `logs`, `doctor`, `migrate`, `config`, `keys`,
+`demo`.
 
 `ingest` and `query` are in `cluster/client_commands.py`.
 """
@@ -22,9 +23,11 @@ from cluster import logs as logs_module
 from cluster import status as status_module
 from cluster.client_commands import ingest, query
 from cluster.down import take_down
+from cluster.keys_command import create_key
 from lakebus.errors import LakebusError
 from lakebus.settings import Settings
 from lakebus.settings_table import PROFILES
+from storage.ingesting.grants import SCOPES, Grant
 
 
 def main() -> int:
@@ -201,6 +204,33 @@ def demo(as_json: bool, data_dir: Path | None, keep: bool, flights: int | None) 
     module = importlib.import_module("cluster.demo")
     code: int = module.main(as_json=as_json, data_dir=data_dir, keep=keep, flights=flights)
     return code
+
+
+@cli.group()
+def keys() -> None:
+    """API keys, made where the database is."""
+
+
+@keys.command("create")
+@stack_options
+@click.option("--principal", required=True, help="Whose key it is; made when new.")
+@click.option(
+    "--scope", "scopes", multiple=True, required=True, type=click.Choice(SCOPES), help="Repeat it."
+)
+@click.option("--tables", multiple=True, help="Table patterns, like sales.*; all by default.")
+def keys_create(
+    data_dir: Path | None,
+    profile: str | None,
+    config: Path | None,
+    principal: str,
+    scopes: tuple[str, ...],
+    tables: tuple[str, ...],
+) -> int:
+    """Make an API key and print it, once."""
+    settings = load(data_dir, profile, config)
+    grants = [Grant(scope, tables or ("*",)) for scope in scopes]
+    click.echo(asyncio.run(create_key(settings, principal=principal, grants=grants)))
+    return 0
 
 
 @cli.command()

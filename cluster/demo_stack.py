@@ -131,19 +131,13 @@ class DemoStack:
         shutil.rmtree(self.files.root, ignore_errors=True)
 
 
-def kill_coordinator(files: StackFiles, actors: object) -> int:
-    """SIGKILLs the process that hosts the commit coordinator; returns its pid.
+def kill(files: StackFiles, pid: int) -> None:
+    """SIGKILLs a process, if it is one of this stack. Raises StartRefused."""
 
-    :param actors: what `GET /v1/admin/status` says of the actors. Raises StartRefused.
-    """
-
-    pid = coordinator_pid(actors)
-    mark = None if pid is None else ProcessMark.of(pid)
-    state = files.state()
-    own = {} if state is None else {m.pid: m for m in leftovers.leftovers(state, state.stack_id)}
-    if mark is None or own.get(mark.pid) != mark or not mark.send(signal.SIGKILL):
-        raise StartRefused("the process of the commit coordinator was not found")
-    return mark.pid
+    mark, state = ProcessMark.of(pid), files.state()
+    own = [] if state is None else leftovers.leftovers(state, state.stack_id)
+    if mark is None or mark not in own or not mark.send(signal.SIGKILL):
+        raise StartRefused(f"the process {pid} is not one of the stack in {files.root}")
 
 
 def coordinator_pid(actors: object) -> int | None:

@@ -42,7 +42,6 @@ class Progress:
     sent: int
     acknowledged: int
     batches_acknowledged: int
-    last: Sent | None
 
 
 class _Worker(threading.Thread):
@@ -67,9 +66,15 @@ class _Worker(threading.Thread):
 
 
 class Stream:
-    """Sends all batches; a context manager, so that threads end with the demo."""
+    """Sends all batches; a context manager, so that threads end with the demo.
 
-    def __init__(self, client: Client, batches: Sequence[pa.Table]) -> None:
+    Batches from `hold_at` on wait for `go_on`, so that something can be done in the middle however
+    fast the others are.
+    """
+
+    def __init__(self, client: Client, batches: Sequence[pa.Table], *, hold_at: int) -> None:
+        self.hold_at = hold_at
+        self._held = threading.Event()
         self._client = client
         self._batches = batches
         self._lock = threading.Lock()
@@ -77,7 +82,6 @@ class Stream:
         self._sent = 0
         self._acknowledged = 0
         self._stopped = threading.Event()
-        self._last: Sent | None = None
         self.receipts: dict[int, Sent] = {}
         self.body_bytes = dict.fromkeys(FORMS, 0)
         self._senders = [_Worker(self._send_all, f"sender-{n}") for n in range(CONNECTIONS)]
@@ -92,6 +96,10 @@ class Stream:
         at: TracebackType | None,
     ) -> None:
         self._stopped.set()
+        self._held.set()
+
+    def go_on(self) -> None:
+        self._held.set()
 
     @property
     def running(self) -> bool:
@@ -103,7 +111,7 @@ class Stream:
 
     def progress(self) -> Progress:
         with self._lock:
-            return Progress(self._sent, self._acknowledged, len(self.receipts), self._last)
+            return Progress(self._sent, self._acknowledged, len(self.receipts))
 
     def _send_all(self) -> None:
         while not self._stopped.is_set():
@@ -111,6 +119,8 @@ class Stream:
                 place, self._next = self._next, self._next + 1
             if place >= len(self._batches):
                 return
+            if place >= self.hold_at:
+                self._held.wait()
             self._send(place)
 
     def _send(self, place: int) -> None:
@@ -122,7 +132,7 @@ class Stream:
         sent = self._client.ingest("flights", body, key=key_of(place), timeout_s=TIMEOUT_S)
         with self._lock:
             self._acknowledged += rows.num_rows
-            self.receipts[place] = self._last = sent
+            self.receipts[place] = sent
             self.body_bytes[form] += len(body[0])
 
 

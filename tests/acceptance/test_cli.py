@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster import doctor, haproxy_launcher
+from cluster import doctor, haproxy_launcher, migrate
 from cluster.ports import BLOCK_SIZE, PortClaims
 from lakebus import __version__
 from lakebus.__main__ import PACKAGES, installation_problem
@@ -199,3 +200,16 @@ listen stats
     assert "mode 600 level admin" in corrected
     assert "514" not in corrected
     assert haproxy_launcher.corrected(corrected, "127.0.0.1") == corrected
+
+
+def test_keys_create_makes_a_key_on_an_external_database(database_dsn: str) -> None:
+    environ = {"LAKEBUS_POSTGRES_DSN": database_dsn}
+    asyncio.run(migrate.upgrade(database_dsn))
+    code, output, error = lakebus(
+        "keys", "create", "--principal", "ops", "--scope", "admin", environ=environ
+    )
+    assert code == 0, error
+    assert output.startswith("lbk_")
+    code, _, error = lakebus("keys", "create", "--principal", "ops", "--scope", "admin")
+    assert code == 1
+    assert "LAKEBUS_POSTGRES_DSN" in error
