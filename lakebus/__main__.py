@@ -38,8 +38,10 @@ def main() -> int:
         print(problem, file=sys.stderr)  # noqa: T201 - the CLI cannot be imported then
         return 2
     # The one import to the right (house, "Who may import whom"), and only as a program.
-    from cluster.cli import main as run
-
+    try:
+        from cluster.cli import main as run
+    except KeyboardInterrupt:  # nothing has been started yet
+        return 130
     return run()
 
 

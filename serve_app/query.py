@@ -102,6 +102,8 @@ def _from_parameters(parameters: Parameters) -> QueryDocument:
     chosen: str | dict[str, int | str] | None = snapshot
     if snapshot is not None and snapshot.startswith("{"):
         chosen = _json_parameter("snapshot", snapshot, dict[str, int | str])
+    elif snapshot is not None and snapshot.isascii() and snapshot.isdigit() and len(snapshot) < 20:
+        chosen = {"id": int(snapshot)}
     return QueryDocument(
         sql=sql,
         parameters=(

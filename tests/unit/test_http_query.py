@@ -199,6 +199,11 @@ async def test_bad_query_strings_are_refused(lake: Server, query: str) -> None:
     problem(await lake.get("/v1/query" + query), 400, "malformed_request")
 
 
+async def test_D2_a_snapshot_id_may_stand_bare_in_a_query_string(lake: Server) -> None:
+    problem(await lake.get("/v1/query?sql=select+1&snapshot=999999"), 404, "snapshot_not_found")
+    problem(await lake.get('/v1/query?sql=select+1&snapshot={"id":9}'), 404, "snapshot_not_found")
+
+
 async def test_D2_times_and_ids_that_cannot_be_read_say_why(lake: Server) -> None:
     def at(time_text: str) -> Any:
         return post(lake, {"sql": "from events", "snapshot": {"timestamp": time_text}})
