@@ -56,6 +56,7 @@ class PostgresHarness(LakeHarness):
         self._others: list[PostgresLake] = []
         self._wires: list[Wire] = []
         self._observer: asyncpg.Connection[asyncpg.Record] | None = None
+        self._looking = asyncio.Lock()
 
     @property
     def bus(self) -> IngestBus:
@@ -104,7 +105,8 @@ class PostgresHarness(LakeHarness):
             await asyncio.sleep(left_s)
 
     async def _now(self) -> Any:
-        return await (await self._observing()).fetchval("SELECT clock_timestamp()")
+        async with self._looking:  # one connection, and several tasks that let time pass
+            return await (await self._observing()).fetchval("SELECT clock_timestamp()")
 
     async def _observing(self) -> asyncpg.Connection[asyncpg.Record]:
         if self._observer is None or self._observer.is_closed():
