@@ -6,7 +6,6 @@ import asyncio
 import os
 import secrets
 import signal
-import time
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -226,7 +225,7 @@ class PostgresBackend:
             finally:
                 await harness.stop()
         finally:
-            await asyncio.to_thread(_drop, dsn)
+            await asyncio.to_thread(drop_database, dsn)
 
     async def _copy(self) -> str:
         name = f"test_{secrets.token_hex(6)}"
@@ -247,18 +246,4 @@ def postgres_backend(dsn: str) -> Iterator[PostgresBackend]:
         run_elsewhere(lambda: upgrade(template))
         yield PostgresBackend(dsn, urlsplit(template).path.lstrip("/"))
     finally:
-        _drop(template)
-
-
-def _drop(dsn: str) -> None:
-    """An autovacuum worker in the database belongs to the superuser and cannot be ended by the
-    database's owner; it is gone within moments."""
-
-    for attempt in range(40):
-        try:
-            drop_database(dsn)
-            return
-        except asyncpg.InsufficientPrivilegeError:
-            if attempt == 39:
-                raise
-            time.sleep(0.25)
+        drop_database(template)

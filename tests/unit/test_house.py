@@ -69,7 +69,7 @@ def name_of(path: Path) -> str:
 def syntax_tree(path: Path) -> ast.Module:
     """The module's syntax tree.
 
-    Without garbage collection meanwhile: CPython 3.11 keeps the depth of the tree under construction
+    Without garbage collection meanwhile: CPython 3.11 keeps the depth of the tree that it builds
     in one place, and a finalizer that builds another tree breaks the count (python/cpython#106905).
     """
     collecting = gc.isenabled()
