@@ -87,7 +87,8 @@ def report(found: dict[str, Any]) -> str:
         f"average {about['load_average_at_start']} at the start.",
         "The load generator runs on the same cores as the stack. Embedded PostgreSQL with fsync,",
         "profile `local`: one ingest replica, one query replica, roles together, through HAProxy",
-        "and Serve, authenticated and keyed. Every row of a run differs. Median (min to max).",
+        "and Serve, authenticated and keyed. A run has up to 4,000 bodies in which every row",
+        "differs; beyond that they are sent again under new keys. Median (min to max).",
         "",
         f"`lakebus up` to ready: {found['up_to_ready_s']} s. Idle memory of all processes "
         f"(proportional): {found['idle_memory_mib']} MiB.",
