@@ -166,19 +166,10 @@ async def _api(
     )
     await hints.start()
     stack.push_async_callback(hints.stop)
-    limits = components.http_limits(settings)
     tables = TableCache(lake.catalog)
     ingesting = components.ingest_settings(settings)
-    return Dependencies(
-        keyring=KeyRing(lake.keys),
-        catalog=lake.catalog,
-        bus=lake.bus,
-        codec=lake.codec,
-        resolver=reading.resolver,
-        manifest=reading.manifest,
-        limits=limits,
-        budget=ByteBudget(limits.inflight_bytes_max),
-        ready=_ready_checks(reading),
+    return dataclasses.replace(
+        _shared(reading, metrics=metrics, service="ingest"),
         ingest=IngestService(
             bus=lake.bus,
             catalog=lake.catalog,
@@ -196,8 +187,6 @@ async def _api(
         ),
         directory=directory,
         status=status,
-        metrics=metrics,
-        tracing=_tracing(settings, "ingest"),
     )
 
 
@@ -206,17 +195,8 @@ async def _query(stack: AsyncExitStack, reading: _Reading, *, metrics: Metrics) 
     engine = QueryEngine(components.engine_settings(settings))
     await engine.start()
     stack.push_async_callback(engine.stop)
-    limits = components.http_limits(settings)
-    return Dependencies(
-        keyring=KeyRing(lake.keys),
-        catalog=lake.catalog,
-        bus=lake.bus,
-        codec=lake.codec,
-        resolver=reading.resolver,
-        manifest=reading.manifest,
-        limits=limits,
-        budget=ByteBudget(limits.inflight_bytes_max),
-        ready=_ready_checks(reading),
+    return dataclasses.replace(
+        _shared(reading, metrics=metrics, service="query"),
         health={"engine": engine.ping},
         queries=QueryService(
             resolver=reading.resolver,
@@ -227,8 +207,26 @@ async def _query(stack: AsyncExitStack, reading: _Reading, *, metrics: Metrics) 
             limits=components.query_limits(settings),
         ),
         running=RunningQueries(),
+    )
+
+
+def _shared(reading: _Reading, *, metrics: Metrics, service: str) -> Dependencies:
+    """What both kinds of replica stand on."""
+
+    lake = reading.lake
+    limits = components.http_limits(reading.settings)
+    return Dependencies(
+        keyring=KeyRing(lake.keys),
+        catalog=lake.catalog,
+        bus=lake.bus,
+        codec=lake.codec,
+        resolver=reading.resolver,
+        manifest=reading.manifest,
+        limits=limits,
+        budget=ByteBudget(limits.inflight_bytes_max),
+        ready=_ready_checks(reading),
         metrics=metrics,
-        tracing=_tracing(settings, "query"),
+        tracing=_tracing(reading.settings, service),
     )
 
 
