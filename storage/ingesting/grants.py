@@ -206,8 +206,6 @@ class KeyStore(Protocol):
         """Records that the key was used about now; called at most once a minute for a key."""
         ...
 
-    async def principal_name(self, principal_id: int) -> str | None: ...
-
     async def audit(
         self,
         *,

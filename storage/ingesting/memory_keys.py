@@ -62,12 +62,6 @@ class MemoryKeyStore:
         if key is not None:
             self._keys[key_id] = replace(key, last_used_at=self._clock.utc_now())
 
-    async def principal_name(self, principal_id: int) -> str | None:
-        for name, known_id in self._principals.items():
-            if known_id == principal_id:
-                return name
-        return None
-
     async def audit(
         self,
         *,

@@ -83,14 +83,6 @@ class PostgresKeys:
                     key_id,
                 )
 
-    async def principal_name(self, principal_id: int) -> str | None:
-        async with self._pool.connection() as connection:
-            with reading():
-                name = await connection.fetchval(
-                    "SELECT name FROM principal WHERE principal_id = $1", principal_id
-                )
-        return None if name is None else str(name)
-
     async def audit(
         self,
         *,
