@@ -38,6 +38,7 @@ from storage.ingesting.table_cache import TableCache
 from storage.ingesting.table_service import TableService
 from storage.postgres import PostgresLake
 from storage.reading.barrier import Barrier
+from storage.reading.changes import ChangeReader
 from storage.reading.manifest import Manifest
 from storage.reading.planning import Planner
 from storage.reading.postgres_listener import PostgresHeadListener
@@ -123,7 +124,11 @@ async def all_dependencies(
         queries = await _query(stack, reading, metrics=metrics)
         api = await _api(stack, reading, metrics=metrics, directory=queries.running)
         yield dataclasses.replace(
-            api, queries=queries.queries, running=queries.running, health=queries.health
+            api,
+            queries=queries.queries,
+            changes=queries.changes,
+            running=queries.running,
+            health=queries.health,
         )
 
 
@@ -195,16 +200,24 @@ async def _query(stack: AsyncExitStack, reading: _Reading, *, metrics: Metrics) 
     engine = QueryEngine(components.engine_settings(settings))
     await engine.start()
     stack.push_async_callback(engine.stop)
+    planner = Planner(reading.store)
     return dataclasses.replace(
         _shared(reading, metrics=metrics, service="query"),
         health={"engine": engine.ping},
         queries=QueryService(
             resolver=reading.resolver,
             manifest=reading.manifest,
-            planner=Planner(reading.store),
+            planner=planner,
             engine=engine,
             codec=lake.codec,
             limits=components.query_limits(settings),
+        ),
+        changes=ChangeReader(
+            catalog=lake.catalog,
+            resolver=reading.resolver,
+            manifest=reading.manifest,
+            planner=planner,
+            engine=engine,
         ),
         running=RunningQueries(),
     )

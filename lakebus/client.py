@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import datetime as dt
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
@@ -39,7 +39,7 @@ from lakebus.client_forms import (
     write_headers,
 )
 from lakebus.client_http import Connections, Exchange, TransportFailed
-from lakebus.client_results import After, Result, Sent, tokens_of
+from lakebus.client_results import After, Changes, Result, Sent, tokens_of
 from lakebus.clock import format_time, parse_time
 
 if TYPE_CHECKING:
@@ -231,6 +231,48 @@ class Client:
         )
         with pa.ipc.open_stream(answer.body) as reader:
             return reader.read_all()
+
+    def changes(
+        self, table: str, *, after: int = 0, until: int | None = None, rows_max: int = 1_000
+    ) -> Iterator[Changes]:
+        """Pages of the rows published after the snapshot `after`, up to `until` (the newest).
+
+        Raises TableNotFound, SnapshotNotFound, SnapshotExpired when `until` is no longer kept.
+        """
+
+        page = self.changes_page(table, after=after, until=until, rows_max=rows_max)
+        yield page
+        while page.cursor is not None:
+            page = self.changes_page(table, cursor=page.cursor, rows_max=rows_max)
+            yield page
+
+    def changes_page(
+        self,
+        table: str,
+        *,
+        after: int | None = None,
+        until: int | None = None,
+        cursor: str | None = None,
+        rows_max: int = 1_000,
+    ) -> Changes:
+        """One page: of a window, or behind a cursor. See `changes`."""
+
+        asked = {"after": after, "until": until, "cursor": cursor, "limit": rows_max}
+        answer = self._call(
+            "GET",
+            f"/v1/tables/{quote(table, safe='')}/changes",
+            query={name: str(value) for name, value in asked.items() if value is not None},
+            headers={"accept": "application/json; integers=number"},
+        )
+        document = document_of(answer)
+        return Changes(
+            columns=tuple((c["name"], c["type"]) for c in document["columns"]),
+            rows=document["rows"],
+            after=document["after"],
+            until=document["until"],
+            cursor=document["cursor"],
+            token=document["visibility_token"],
+        )
 
     def wait_visible(self, after: After, *, timeout_s: float | None = None) -> str:
         """Waits until a snapshot covers `after`; its token. Raises VisibilityTimeout,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+from lakebus.client_results import Changes
 
 if TYPE_CHECKING:
     from lakebus.client import Client
@@ -28,6 +30,7 @@ class AsyncClient:
         self.batch = _awaitable(client.batch)
         self.query = _awaitable(client.query)
         self.query_arrow = _awaitable(client.query_arrow)
+        self.changes_page = _awaitable(client.changes_page)
         self.wait_visible = _awaitable(client.wait_visible)
 
     async def __aenter__(self) -> AsyncClient:
@@ -35,6 +38,17 @@ class AsyncClient:
 
     async def __aexit__(self, *_: object) -> None:
         self._client.close()
+
+    async def changes(
+        self, table: str, *, after: int = 0, until: int | None = None, rows_max: int = 1_000
+    ) -> AsyncIterator[Changes]:
+        """See `Client.changes`."""
+
+        page = await self.changes_page(table, after=after, until=until, rows_max=rows_max)
+        yield page
+        while page.cursor is not None:
+            page = await self.changes_page(table, cursor=page.cursor, rows_max=rows_max)
+            yield page
 
     async def close(self) -> None:
         self._client.close()

@@ -47,6 +47,26 @@ class Result:
         return self.rows[0][0]
 
 
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """A page of a table's changes, in order of (`$shard`, `$position`, `$row`) (contract D12).
+
+    `cursor` leads to the next page of the window (after, until]; None: this is the last one, and
+    `until` is what to ask after next time.
+    """
+
+    columns: tuple[tuple[str, str], ...]
+    rows: list[list[Any]]
+    after: int
+    until: int
+    cursor: str | None
+    token: str
+
+    def as_dicts(self) -> list[dict[str, Any]]:
+        names = [name for name, _ in self.columns]
+        return [dict(zip(names, row, strict=True)) for row in self.rows]
+
+
 #: What a query is to see: tokens, or answers that carry one.
 After = str | Sent | Result | Sequence[str | Sent | Result] | None
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from serve_app import admin, health, ingest, query, snapshots, tables
+from serve_app import admin, changes, health, ingest, query, snapshots, tables
 from serve_app.accept import SUPPORTED as RESULT_TYPES
 from serve_app.dependencies import Dependencies
 from serve_app.openapi import describe, docs_handler, openapi_handler
@@ -46,6 +46,9 @@ API_ROUTES: tuple[Route, ...] = (
        answers={200: "Dropped", 202: "Closed; dropped once what was accepted is published"}),
     _R("GET", "/v1/tables/{table}/files", tables.get_files, "The data files of a table",
        ("snapshot", *_WAIT), "query"),
+    _R("GET", "/v1/tables/{table}/changes", changes.get_changes,
+       "The rows published between two snapshots, a page at a time", changes.CHANGES_PARAMETERS,
+       "query", answers={200: f"A page, as {' or '.join(RESULT_TYPES)}"}),
     _R("GET", "/v1/snapshots", snapshots.get_snapshots, "Snapshots, newest first", _PAGE, "query"),
     _R("GET", _SNAPSHOT, snapshots.get_snapshot, "One snapshot, or latest", ("timeout_ms",),
        "query"),

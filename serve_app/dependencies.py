@@ -22,6 +22,7 @@ from storage.ingesting.keyring import KeyRing
 from storage.ingesting.quarantine import QuarantineService
 from storage.ingesting.service import IngestService
 from storage.ingesting.table_service import TableService
+from storage.reading.changes import Changes
 from storage.reading.manifest import Manifest
 from storage.reading.query import QueryService
 from storage.reading.resolve import Resolver
@@ -67,6 +68,7 @@ class Dependencies:
     batches: BatchService | None = None
     quarantine: QuarantineService | None = None
     queries: QueryService | None = None
+    changes: Changes | None = None
     running: RunningQueries = field(default_factory=RunningQueries)
     directory: QueryDirectory | None = None
     status: StatusSource | None = None

@@ -20,11 +20,12 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Protocol, cast
 
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve.config import AutoscalingConfig, BackpressureConfig
 from ray.serve.exceptions import RayServeException
 
 from actors.ray_metrics import RayMetrics
-from lakebus.errors import ConfigurationError, Unavailable
+from lakebus.errors import ConfigurationError, LakebusError, Unavailable
 from lakebus.settings_table import HttpSettings
 from lakebus.telemetry import Metrics
 from serve_app.app import create_api_app, create_query_app
@@ -32,6 +33,7 @@ from serve_app.dependencies import Dependencies
 from serve_app.progress import ProgressLimits, assert_progress
 from serve_app.replica_ports import keep_replica_ports_on_loopback
 from serve_app.routing import HttpApplication
+from storage.reading.changes import ChangesPage, ChangesRequest
 
 API, QUERY = "api", "query"
 QUERY_PREFIX = "/v1/query"
@@ -120,7 +122,7 @@ class ApiReplica(_Replica):
     make = staticmethod(create_api_app)
 
     def _adapted(self, opened: Dependencies) -> Dependencies:
-        return dataclasses.replace(opened, directory=ReplicaQueries())
+        return dataclasses.replace(opened, directory=ReplicaQueries(), changes=ReplicaChanges())
 
 
 class QueryReplica(_Replica):
@@ -137,6 +139,43 @@ class QueryReplica(_Replica):
         if dependencies is None:
             return False
         return await dependencies.running.cancel(principal_id, query_id)
+
+    async def changes(self, request: ChangesRequest) -> ChangesPage | LakebusError:
+        """A page of changes; typed errors are answers, so that they cross as they are."""
+
+        dependencies = self._dependencies()
+        if dependencies is None or dependencies.changes is None:
+            return Unavailable("the query replica is starting; try again", retry_after_s=1.0)
+        try:
+            return await dependencies.changes.page(request)
+        except LakebusError as error:
+            return error
+
+
+class ReplicaChanges:
+    """Asks a query replica for pages of changes, because `api` has no SQL engine."""
+
+    def __init__(self) -> None:
+        self._handle: Any = None
+
+    async def page(self, request: ChangesRequest) -> ChangesPage:
+        """Raises what the replica's reader raises, and Unavailable."""
+
+        try:
+            if self._handle is None:
+                self._handle = serve.get_deployment_handle(QUERY, QUERY)
+            asked = self._handle.changes.remote(request)
+            try:
+                async with asyncio.timeout(request.timeout_ms / 1000 + _BROADCAST_S):
+                    found = await asked
+            except (asyncio.CancelledError, TimeoutError):
+                asked.cancel()  # the client left, or nobody waits any more: the work stops (D9)
+                raise
+        except (RayServeException, RayError, TimeoutError) as error:
+            raise Unavailable("the query replicas do not answer; try again") from error
+        if isinstance(found, LakebusError):
+            raise found
+        return cast(ChangesPage, found)
 
 
 class ReplicaQueries:

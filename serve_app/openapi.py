@@ -46,6 +46,9 @@ PARAMETERS: dict[str, tuple[dict[str, object], str]] = {
     "deterministic": (_BOOLEAN, "One thread, rows in stored order"),
     "limit": ({"type": "integer", "minimum": 1, "maximum": 1000, "default": 100}, "At most"),
     "before": (_INTEGER, "Only what has a lower id"),
+    "after": (_INTEGER, "The snapshot whose rows are known; 0 for none"),
+    "until": (_INTEGER, "The last snapshot whose rows are wanted; the newest if left out"),
+    "cursor": (_TEXT, "Where the last page ended; after and until are in it"),
 }
 
 _PROBLEM = {"$ref": "#/components/responses/problem"}

@@ -28,6 +28,7 @@ from serve_app.calls import (
     Header,
     Parameters,
 )
+from serve_app.connection import ended_or_left
 from serve_app.dependencies import Dependencies, present
 from serve_app.running import QueryDirectory, RunningQuery
 from storage.reading.query import QueryAnswer, QueryRequest
@@ -131,11 +132,8 @@ def _json_parameter(name: str, text: str, kind: Any) -> Any:
 
 
 async def _run(call: Call, app: Dependencies, document: QueryDocument, form: Accepted) -> None:
-    """Runs the query while watching the connection; whichever ends first ends the other."""
-
     request = _request(call, document, form)
     work = asyncio.create_task(_answer(call, app, request, form))
-    gone = asyncio.create_task(_disconnected(call))
     running = RunningQuery(
         query_id=request.query_id,
         principal_id=call.principal.principal_id,
@@ -144,29 +142,11 @@ async def _run(call: Call, app: Dependencies, document: QueryDocument, form: Acc
         cancel=work.cancel,
     )
     with app.running.entered(running):
-        try:
-            await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
-            left = not work.done()
-        finally:
-            gone.cancel()
-            work.cancel()
-            await asyncio.wait((work, gone))
-    if left:
-        _seen(work)
-        raise ClientGone
+        if await ended_or_left(call, work):
+            raise ClientGone
     if work.cancelled():
         raise Cancelled("the query was cancelled")
     work.result()
-
-
-async def _disconnected(call: Call) -> None:
-    while (await call.receive())["type"] != "http.disconnect":
-        pass
-
-
-def _seen(work: asyncio.Task[None]) -> None:
-    if not work.cancelled():
-        work.exception()
 
 
 def _request(call: Call, document: QueryDocument, form: Accepted) -> QueryRequest:

@@ -127,7 +127,7 @@ async def get_tables(call: Call, parameters: Parameters, app: Dependencies) -> A
 
 async def get_table(call: Call, parameters: Parameters, app: Dependencies) -> Answer:
     resolved, view = await snapshot_view(call, parameters, app, LATEST)
-    name = _folded(call)
+    name = folded_table(call)
     table = QueryService.describe(view, name, call.principal.sees)
     return Answer(_described(table) | _read_at(app, resolved))
 
@@ -136,7 +136,7 @@ async def get_files(call: Call, parameters: Parameters, app: Dependencies) -> An
     call.principal.require("query")
     choice = _choice(parameters.text("snapshot"))
     resolved, view = await snapshot_view(call, parameters, app, choice)
-    name = _folded(call)
+    name = folded_table(call)
     if call.principal.sees(name):
         call.principal.require_table("query", name)
     table = QueryService.describe(view, name, call.principal.sees)
@@ -223,7 +223,9 @@ async def _token_of(app: Dependencies, snapshot_id: int, deadline_s: float) -> s
     return app.codec.encode(resolved.token)
 
 
-def _folded(call: Call) -> str:
+def folded_table(call: Call) -> str:
+    """The table that the path names. Raises TableNotFound for what can be no table's name."""
+
     text = call.path_values["table"]
     try:
         return fold_table_name(text)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from lakebus.schemas import TableSchema
 from lakebus.snapshots import DataFile, Snapshot
 from storage.bus.interface import BatchState, KeyRecord, QuarantineItem
-from storage.catalog.interface import DropTicket, HistoryFork, Published
+from storage.catalog.interface import DropTicket, HistoryFork, Published, PublishedRange
 
 #: (principal, target, key): one caller's key means one entry for one target (A3).
 KeyScope = tuple[int, str, str]
@@ -159,3 +159,4 @@ class LakeState:
     files: dict[uuid.UUID, FileRow] = field(default_factory=dict)
     quarantine: dict[int, QuarantineRow] = field(default_factory=dict)
     publications: dict[uuid.UUID, Published] = field(default_factory=dict)
+    published_ranges: list[PublishedRange] = field(default_factory=list)

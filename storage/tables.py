@@ -285,6 +285,8 @@ bus_quarantine = sa.Table(
     metadata,
     sa.Column("quarantine_id", sa.BigInteger, sa.Identity(always=True), primary_key=True),
     _required("kind", sa.Text),
+    # Asked by the change feed: what was published between two snapshots?
+    sa.Index("published_range_snapshot_id_idx", "snapshot_id"),
     _required("history_serial", sa.Integer),
     _required("shard", sa.Integer),
     _required("position", sa.BigInteger),

@@ -141,6 +141,16 @@ class ManifestDelta:
 
 
 @dataclass(frozen=True, slots=True)
+class PublishedRange:
+    """The positions [lo, hi) of one shard became terminal with this snapshot."""
+
+    shard: int
+    lo: int
+    hi: int
+    snapshot_id: int
+
+
+@dataclass(frozen=True, slots=True)
 class TableState:
     """A live table as the door sees it: `open` accepts rows."""
 
@@ -228,6 +238,13 @@ class Catalog(Protocol):
 
     async def publish_outcome(self, publication_id: uuid.UUID) -> Published | None:
         """What became of a publication, after any transaction of it in flight has ended."""
+        ...
+
+    async def published_ranges(
+        self, *, after: int, until: int, shard: int = 0, position: int = 0, limit: int = 1_000
+    ) -> Sequence[PublishedRange]:
+        """The first `limit` ranges published in (after, until] that do not end at or before
+        (shard, position), in order of (shard, lo). They are kept for ever (D12)."""
         ...
 
     async def manifest_delta(self, *, after: int, until: int) -> ManifestDelta:

@@ -33,6 +33,7 @@ from storage.catalog.interface import (
     LakeIdentity,
     ManifestDelta,
     Published,
+    PublishedRange,
     SchemaLife,
     TableChange,
     TableState,
@@ -250,6 +251,18 @@ class MemoryCatalog:
     async def manifest_delta(self, *, after: int, until: int) -> ManifestDelta:
         await self._lake.reach()
         state = self._lake.state
+    async def published_ranges(
+        self, *, after: int, until: int, shard: int = 0, position: int = 0, limit: int = 1_000
+    ) -> Sequence[PublishedRange]:
+        await self._lake.reach()
+        found = [
+            one
+            for one in self._lake.state.published_ranges
+            if after < one.snapshot_id <= until
+            and (one.shard > shard or (one.shard == shard and one.hi > position))
+        ]
+        return sorted(found, key=lambda one: (one.shard, one.lo))[:limit]
+
         files, ended = [], {}
         for file_id, row in state.files.items():
             last = _ended_by(row.last_snapshot, until)

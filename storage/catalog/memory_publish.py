@@ -19,7 +19,13 @@ from collections.abc import Sequence
 
 from storage.bus.interface import BatchState, QuarantineItem
 from storage.bus.memory_ranges import held
-from storage.catalog.interface import Commit, CommitOutcome, Published, QuarantinedEntry
+from storage.catalog.interface import (
+    Commit,
+    CommitOutcome,
+    Published,
+    PublishedRange,
+    QuarantinedEntry,
+)
 from storage.memory_lake import MemoryLake, advance_watermark
 from storage.memory_state import FileRow, LogEntry, QuarantineRow
 
@@ -97,6 +103,7 @@ def _apply(lake: MemoryLake, commit: Commit, snapshot_id: int, at: dt.datetime) 
         _end(lake, entry, verdicts.get(position), snapshot_id, at)
     shard.terminal_bytes += commit.range_bytes
     shard.done[lease.lo] = lease.hi
+    state.published_ranges.append(PublishedRange(lease.shard, lease.lo, lease.hi, snapshot_id))
     advance_watermark(shard)
     del state.ranges[lease.lease_id]
     state.owner_commits[commit.owner] = state.owner_commits.get(commit.owner, 0) + 1

@@ -35,6 +35,7 @@ from storage.catalog.interface import (
     LakeIdentity,
     ManifestDelta,
     Published,
+    PublishedRange,
     SchemaLife,
     TableChange,
     TableState,
@@ -68,6 +69,10 @@ SELECT s.table_id, s.version, s.first_snapshot, s.last_snapshot, s.definition, t
  WHERE (s.first_snapshot > $1 AND s.first_snapshot <= $2)
     OR (s.last_snapshot > $1 AND s.last_snapshot <= $2)
  ORDER BY s.table_id, s.version"""
+_RANGES = """
+SELECT shard, lo, hi, snapshot_id FROM published_range
+ WHERE snapshot_id > $1 AND snapshot_id <= $2 AND (shard > $3 OR (shard = $3 AND hi > $4))
+ ORDER BY shard, lo LIMIT $5"""
 _TABLES = """
 SELECT t.table_id, t.name, t.state, s.version, s.definition
   FROM lake_table t JOIN table_schema s ON s.table_id = t.table_id AND s.version = t.version
@@ -278,6 +283,14 @@ class PostgresCatalog:
         return None if row is None else _published(row)
 
     async def manifest_delta(self, *, after: int, until: int) -> ManifestDelta:
+    async def published_ranges(
+        self, *, after: int, until: int, shard: int = 0, position: int = 0, limit: int = 1_000
+    ) -> Sequence[PublishedRange]:
+        async with self._scans.connection() as connection:
+            with reading():
+                rows = await connection.fetch(_RANGES, after, until, shard, position, limit)
+        return [PublishedRange(*row) for row in rows]
+
         async with self._scans.connection() as connection:
             with reading():
                 files = await connection.fetch(_FILES, after, until)

@@ -112,16 +112,18 @@ class Planner:
 
     def _relation(self, table: _Table, files: Sequence[DataFile], ordered: bool) -> str:
         if len(files) < len(table.view.files):
-            return scan_expression(table.schema, self._locate(files), ordered=ordered)
+            return scan_expression(table.schema, self.locate(files), ordered=ordered)
         schema = table.schema
         key = (schema.table_id, schema.version, table.view.epoch, ordered)
         kept = self._relations.get(key)
         if kept is None:
-            kept = scan_expression(schema, self._locate(files), ordered=ordered)
+            kept = scan_expression(schema, self.locate(files), ordered=ordered)
             self._relations.put(key, kept, len(kept))
         return kept
 
-    def _locate(self, files: Iterable[DataFile]) -> list[str]:
+    def locate(self, files: Iterable[DataFile]) -> list[str]:
+        """Where the engine finds the files. Raises ConfigurationError."""
+
         paths = self._paths
         if len(paths) > _PATHS_MAX:
             paths.clear()

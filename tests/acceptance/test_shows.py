@@ -18,6 +18,7 @@ import pytest
 from benchmarks.http1 import Connection
 from benchmarks.show import crash, exactly_once, processes, read_after_write, time_travel
 from cluster.stack_files import StackFiles
+from lakebus.client import connect
 from tests.acceptance.stacks import lakebus
 from tests.postgres_server import new_data_dir
 
@@ -75,6 +76,26 @@ def test_D4_every_read_sees_the_last_write_it_knows(stack: Stack) -> None:
     )
     held(report)
     assert report["reads"] > 0
+
+
+def test_D12_the_change_feed_gives_each_row_once(stack: Stack) -> None:
+    with connect(stack.url, stack.api_key) as client:
+        client.create_table("feed", {"n": "bigint"})
+        known, seen = 0, []
+        for turn in range(3):
+            sent = [
+                client.ingest("feed", [{"n": n}, {"n": -n}], ordering_key=str(n), wait_visible=True)
+                for n in range(turn * 10, turn * 10 + 10)
+            ]
+            newest = max(one.snapshot_id or 0 for one in sent)
+            for page in client.changes("feed", after=known, until=newest, rows_max=7):
+                rows = page.as_dicts()
+                places = [(row["$shard"], row["$position"], row["$row"]) for row in rows]
+                assert places == sorted(places)
+                assert all(known < row["$snapshot"] <= newest for row in rows)
+                seen += [row["n"] for row in rows]
+            known = newest
+    assert sorted(seen) == sorted(n * sign for n in range(30) for sign in (1, -1))
 
 
 def test_D8_recorded_answers_do_not_change(stack: Stack) -> None:

@@ -33,6 +33,7 @@ from storage.ingesting.table_cache import TableCache
 from storage.ingesting.table_service import TableService
 from storage.memory_lake import MemoryLake
 from storage.reading.barrier import Barrier
+from storage.reading.changes import ChangeReader
 from storage.reading.manifest import Manifest
 from storage.reading.planning import Planner
 from storage.reading.query import Engine, QueryService
@@ -217,6 +218,7 @@ async def server(
     keyring = KeyRing(keys or MemoryKeyStore())
     tables = TableCache(catalog)
     budget = ByteBudget(limits.inflight_bytes_max)
+    planner = Planner(store or LocalPaths())
     dependencies = Dependencies(
         keyring=keyring,
         catalog=catalog,
@@ -236,9 +238,12 @@ async def server(
         queries=QueryService(
             resolver=resolver,
             manifest=manifest,
-            planner=Planner(store or LocalPaths()),
+            planner=planner,
             engine=engine,
             codec=lake.codec,
+        ),
+        changes=ChangeReader(
+            catalog=catalog, resolver=resolver, manifest=manifest, planner=planner, engine=engine
         ),
     )
     app = create_app(dependencies)

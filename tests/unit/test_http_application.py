@@ -35,7 +35,7 @@ async def lake() -> AsyncIterator[Server]:
         "/v2/tables",
         "/v1/tables/",
         "/v1/tables/a/b",
-        "/v1/tables/events/changes",
+        "/v1/tables/events/change",
         "/v1/admin/jobs",
         "/v1/admin/backups",
         "/v1/query/",

@@ -295,3 +295,20 @@ def test_values_are_spelled_as_the_api_takes_them() -> None:
     }
     with pytest.raises(TypeError):
         json_text(object())
+
+
+async def test_D12_a_page_of_changes_is_asked_for_and_read(lake: tuple[Server, str]) -> None:
+    made, url = lake
+    await made.create()
+    made.engine.parts = [b'[["3","0","0","0",7]]']
+    async with clients.connect_async(url, made.key) as client:
+        await client.ingest("events", [{"id": 7}])
+        (published,) = await made.publish()
+        pages = [page async for page in client.changes("events", after=2, rows_max=2)]
+        assert [(page.after, page.until, page.cursor) for page in pages] == [
+            (2, published.snapshot_id, None)
+        ]
+        assert pages[0].rows == [["3", "0", "0", "0", 7]]
+        assert made.engine.plans[0].sql.endswith("LIMIT 2")
+        with pytest.raises(TableNotFound):
+            await client.changes_page("nothing", after=0)
