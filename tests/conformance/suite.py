@@ -8,5 +8,7 @@ from tests.conformance.keys import *  # noqa: F403
 from tests.conformance.leases import *  # noqa: F403
 from tests.conformance.publication import *  # noqa: F403
 from tests.conformance.publication_time import *  # noqa: F403
+from tests.conformance.querying import *  # noqa: F403
+from tests.conformance.reading import *  # noqa: F403
 from tests.conformance.restart import *  # noqa: F403
 from tests.conformance.write_intents import *  # noqa: F403

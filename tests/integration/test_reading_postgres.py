@@ -1,10 +1,10 @@
-"""Section D over PostgreSQL, and the listener: hints that may be lost, and come back."""
+"""The listener: hints that may be lost, and come back."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator
 
 import asyncpg
 import pytest
@@ -16,17 +16,6 @@ from storage.bus.settings import BusSettings
 from storage.postgres import PostgresLake
 from storage.reading.postgres_listener import PostgresHeadListener
 from storage.reading.watcher import HeadWatcher
-from tests.conformance.fixtures import lake, open_lake, table  # noqa: F401 (fixtures)
-from tests.conformance.harness import Backend
-from tests.conformance.postgres import postgres_backend
-from tests.conformance.reading import *  # noqa: F403
-
-
-@pytest.fixture(scope="module")
-def backend(postgres_dsn: str) -> Iterator[Backend]:
-    with postgres_backend(postgres_dsn) as backend:
-        yield backend
-
 
 # --- the listener ---------------------------------------------------------------------------------
 

@@ -20,8 +20,9 @@ from storage.reading.kept import Kept
 from storage.reading.manifest import Manifest, SnapshotView
 from storage.reading.table_files import LIVE, FileRow, FileViews, TableFiles
 from tests.conformance.harness import SUITE_SETTINGS, entry_of
+from tests.conformance.memory import MemoryHarness
 from tests.conformance.worker import fake_file
-from tests.unit.reading_rig import MemoryHarness, head_of
+from tests.unit.reading_rig import head_of
 
 _TABLES = 3
 
@@ -350,7 +351,7 @@ def test_kept_values_are_bounded_by_their_cost() -> None:
 
 
 async def test_the_manifest_of_a_real_catalog_agrees_with_a_fresh_load() -> None:
-    lake = MemoryHarness(dataclasses.replace(SUITE_SETTINGS, claim_entries_max=1))
+    lake = MemoryHarness(dataclasses.replace(SUITE_SETTINGS, claim_entries_max=1), live=True)
     tables = [await lake.create(name) for name in ("a", "b")]
     moving = Manifest(lake.catalog)
     for n in range(20):

@@ -24,12 +24,14 @@ from storage.files.objects import LocalObjectStore
 from storage.reading.query import QueryLimits, QueryRequest
 from storage.reading.resolve import LATEST, SnapshotChoice, parse_choice
 from tests.conformance.harness import SUITE_SETTINGS, entry_of
-from tests.unit.reading_rig import FakeEngine, FileWriter, MemoryHarness, Replica, everything
+from tests.conformance.memory import MemoryHarness
+from tests.conformance.sql import FileWriter, Replica, everything
+from tests.unit.reading_rig import FakeEngine
 
 
 @pytest.fixture
 def lake() -> MemoryHarness:
-    return MemoryHarness(SUITE_SETTINGS)
+    return MemoryHarness(SUITE_SETTINGS, live=True)
 
 
 @pytest.fixture
@@ -46,7 +48,7 @@ def writer(lake: MemoryHarness, tmp_path: Path) -> FileWriter:
 async def replica(
     lake: MemoryHarness, engine: FakeEngine, writer: FileWriter
 ) -> AsyncIterator[Replica]:
-    async with Replica(lake, engine=engine, store=writer.store) as made:
+    async with Replica(lake, codec=lake.lake.codec, engine=engine, store=writer.store) as made:
         yield made
 
 
@@ -279,7 +281,9 @@ async def test_limits_of_the_service_bound_those_of_the_request(
     await lake.create()
     limits = QueryLimits(rows_max=5, bytes_max=100, timeout_ms=1_000)
     store = LocalObjectStore(tmp_path)
-    async with Replica(lake, engine=engine, store=store, limits=limits) as replica:
+    async with Replica(
+        lake, codec=lake.lake.codec, engine=engine, store=store, limits=limits
+    ) as replica:
         await replica.service.query(QueryRequest("t", max_rows=50), everything)
         for bad in (
             QueryRequest("t", timeout_ms=0),

@@ -25,8 +25,9 @@ from storage.reading.history import map_token
 from storage.reading.resolve import SnapshotChoice
 from storage.reading.watcher import HeadWatcher
 from tests.conformance.harness import SUITE_SETTINGS, entry_of
+from tests.conformance.memory import MemoryHarness
 from tests.conformance.reader import reading
-from tests.unit.reading_rig import HISTORY, HeadCatalog, MemoryHarness, head_of
+from tests.unit.reading_rig import HISTORY, HeadCatalog, head_of
 
 _HANG_S = 10.0
 A, B, C, LOST = (uuid.UUID(int=n) for n in (10, 11, 12, 13))
@@ -278,7 +279,7 @@ async def test_D5_a_new_history_is_noticed_between_the_questions(rig: Rig) -> No
 
 
 async def test_F3_a_replica_that_lives_through_a_restore_sees_the_new_line_only() -> None:
-    lake = MemoryHarness(SUITE_SETTINGS)
+    lake = MemoryHarness(SUITE_SETTINGS, live=True)
     table = await lake.create()
     kept = await lake.accept(entry_of(table, [1], ordering_key="one"))
     await lake.drain()
