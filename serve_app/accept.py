@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lakebus.errors import MalformedRequest, UnsupportedMediaType
 from storage.engine.plans import Integers, ResultFormat
 
 JSON = "application/json"
+NDJSON = "application/x-ndjson"
+CSV = "text/csv"
 ARROW_STREAM = "application/vnd.apache.arrow.stream"
-SUPPORTED = (JSON, ARROW_STREAM)
-_FORMATS: dict[str, ResultFormat] = {JSON: "json", ARROW_STREAM: "arrow"}
+PARQUET = "application/vnd.apache.parquet"
+_FORMATS: dict[str, ResultFormat] = {
+    JSON: "json",
+    NDJSON: "ndjson",
+    CSV: "csv",
+    ARROW_STREAM: "arrow",
+    PARQUET: "parquet",
+}
+SUPPORTED = tuple(_FORMATS)
+_SENT_AS = {CSV: "text/csv; charset=utf-8; header=present"}
 _RANGES_MAX = 32
 
 
@@ -24,8 +35,9 @@ class Accepted:
 DEFAULT = Accepted("json", JSON)
 
 
-def accepted(header: str | None) -> Accepted:
-    """The best form that is supported. Raises UnsupportedMediaType, MalformedRequest."""
+def accepted(header: str | None, supported: Sequence[str] = SUPPORTED) -> Accepted:
+    """The best form of those supported (JSON always is). Raises UnsupportedMediaType,
+    MalformedRequest."""
 
     if header is None or header in ("*/*", JSON):
         return DEFAULT
@@ -36,12 +48,14 @@ def accepted(header: str | None) -> Accepted:
             continue
         if kind in ("*/*", "application/*"):
             return DEFAULT
-        if kind in _FORMATS:
-            return Accepted(_FORMATS[kind], kind, _integers(parameters))
+        if kind in supported:
+            sent_as = _SENT_AS.get(kind, kind)
+            return Accepted(_FORMATS[kind], sent_as, _integers(parameters))
+        if kind == "text/*" and CSV in supported:
+            return Accepted("csv", _SENT_AS[CSV], _integers(parameters))
     raise UnsupportedMediaType(
-        f"results are not given as {header[:80]!r} in this version; accept one of "
-        f"{', '.join(SUPPORTED)}",
-        supported=list(SUPPORTED),
+        f"this is not given as {header[:80]!r}; accept one of {', '.join(supported)}",
+        supported=list(supported),
     )
 
 

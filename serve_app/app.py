@@ -48,7 +48,7 @@ API_ROUTES: tuple[Route, ...] = (
        ("snapshot", *_WAIT), "query"),
     _R("GET", "/v1/tables/{table}/changes", changes.get_changes,
        "The rows published between two snapshots, a page at a time", changes.CHANGES_PARAMETERS,
-       "query", answers={200: f"A page, as {' or '.join(RESULT_TYPES)}"}),
+       "query", answers={200: f"A page, as {' or '.join(changes.CHANGES_TYPES)}"}),
     _R("GET", "/v1/snapshots", snapshots.get_snapshots, "Snapshots, newest first", _PAGE, "query"),
     _R("GET", _SNAPSHOT, snapshots.get_snapshot, "One snapshot, or latest", ("timeout_ms",),
        "query"),

@@ -13,7 +13,7 @@ import msgspec
 
 from lakebus.errors import MalformedRequest, SnapshotExpired, SnapshotNotFound
 from lakebus.schemas import TableSchema
-from serve_app.accept import accepted
+from serve_app.accept import ARROW_STREAM, JSON, accepted
 from serve_app.bodies import ClientGone
 from serve_app.calls import Answer, Call, Header, Parameters
 from serve_app.connection import ended_or_left
@@ -24,12 +24,13 @@ from storage.reading.query import QueryService
 from storage.reading.resolve import LATEST, Resolved, SnapshotChoice
 
 CHANGES_PARAMETERS = ("after", "until", "cursor", "limit", "timeout_ms", "min_visibility_token")
+CHANGES_TYPES = (JSON, ARROW_STREAM)
 _ID_MAX = 2**63 - 1
 
 
 async def get_changes(call: Call, parameters: Parameters, app: Dependencies) -> Answer:
     call.principal.require("query")
-    form = accepted(call.joined_header(b"accept"))
+    form = accepted(call.joined_header(b"accept"), CHANGES_TYPES)
     limit = parameters.integer("limit", low=1, high=ROWS_MAX, default=1_000)
     after = parameters.optional_integer("after", low=0, high=_ID_MAX)
     until = parameters.optional_integer("until", low=0, high=_ID_MAX)

@@ -15,17 +15,31 @@ import duckdb
 import pyarrow as pa
 
 from storage.engine.child_faults import Refusal, refuse_sql
+from storage.engine.child_formats import (
+    ArrowWriter,
+    CsvWriter,
+    JsonWriter,
+    NdjsonWriter,
+    ParquetWriter,
+    ResultWriter,
+)
 from storage.engine.child_guard import GuardedStatement
-from storage.engine.child_rows import encode_rows
 from storage.engine.child_sandbox import CLOCK_VARIABLE, quote_name
 from storage.engine.child_sink import FrameSink
 from storage.engine.child_small import arrow_type, read_batches
-from storage.engine.child_types import export_cast, json_form, spell
+from storage.engine.child_types import Carrier, export_cast, json_form, spell
 from storage.engine.wire import End, Header, RunRequest
 
-_JSON_BATCH_ROWS = 8192
+_TEXT_BATCH_ROWS = 8192
 _ARROW_BATCH_ROWS = 32768
-_ARROW_END = b"\xff\xff\xff\xff\x00\x00\x00\x00"
+_CARRIERS: dict[str, Carrier] = {
+    "json": "json",
+    "ndjson": "json",
+    "csv": "json",
+    "arrow": "arrow",
+    "parquet": "parquet",
+}
+_TEXT_FORMATS = frozenset({"json", "ndjson", "csv"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +107,11 @@ def pin_clock(
 def bind(cursor: duckdb.DuckDBPyConnection, request: RunRequest, parameters: Any) -> Binding:
     """Binds the statement and casts the columns that cannot leave DuckDB as they are."""
 
-    json = request.result_format == "json"
+    carrier = _CARRIERS[request.result_format]
     relation = _bind_text(cursor, request.sql, parameters)
     types = tuple(relation.types)
     names = tuple(relation.columns)
-    casts = [export_cast(kind, json=json) for kind in types]
+    casts = [export_cast(kind, carrier=carrier) for kind in types]
     columns = tuple((name, spell(kind)) for name, kind in zip(names, types, strict=True))
     if not any(casts):
         return Binding(relation, columns, types, False)
@@ -150,20 +164,48 @@ def stream(
     began = time.perf_counter()
     sink.header(Header(binding.columns))
     if binding.relation is None:
-        batches = read_batches(cursor, binding.types)
-        rows = _write_json(binding, batches, request, sink, check)
+        writer = _text_writer(binding, request, sink)
+        rows = _write(writer, read_batches(cursor, binding.types), request, check)
     else:
-        json = request.result_format == "json"
-        size = _JSON_BATCH_ROWS if json else _ARROW_BATCH_ROWS
+        is_text = request.result_format in _TEXT_FORMATS
+        size = _TEXT_BATCH_ROWS if is_text else _ARROW_BATCH_ROWS
         reader = binding.relation.to_arrow_reader(min(size, request.rows_max + 1))
         try:
-            if json:
-                rows = _write_json(binding, reader, request, sink, check)
+            if is_text:
+                writer = _text_writer(binding, request, sink)
+            elif request.result_format == "parquet":
+                writer = ParquetWriter(sink.write, reader.schema)
             else:
-                rows = _write_arrow(reader, request, sink, check)
+                writer = ArrowWriter(sink.write, reader.schema)
+            rows = _write(writer, reader, request, check)
         finally:
             reader.close()
     sink.finish(End(rows, (time.perf_counter() - began) * 1000))
+    return rows
+
+
+def _text_writer(binding: Binding, request: RunRequest, sink: FrameSink) -> ResultWriter:
+    forms = tuple(json_form(kind, integers=request.integers) for kind in binding.types)
+    names = [name for name, _ in binding.columns]
+    if request.result_format == "ndjson":
+        return NdjsonWriter(sink.write, forms, names)
+    if request.result_format == "csv":
+        return CsvWriter(sink.write, forms, names)
+    return JsonWriter(sink.write, forms)
+
+
+def _write(
+    writer: ResultWriter,
+    batches: Iterable[pa.RecordBatch],
+    request: RunRequest,
+    check: Callable[[], None],
+) -> int:
+    rows = 0
+    for batch in batches:
+        check()
+        rows = _counted(rows, batch, request.rows_max)
+        writer.batch(batch)
+    writer.end(rows)
     return rows
 
 
@@ -176,58 +218,3 @@ def _counted(rows: int, batch: pa.RecordBatch, rows_max: int) -> int:
             limit_rows=rows_max,
         )
     return rows
-
-
-def _write_json(
-    binding: Binding,
-    batches: Iterable[pa.RecordBatch],
-    request: RunRequest,
-    sink: FrameSink,
-    check: Callable[[], None],
-) -> int:
-    forms = tuple(json_form(kind, integers=request.integers) for kind in binding.types)
-    rows = 0
-    for batch in batches:
-        check()
-        before = rows
-        rows = _counted(rows, batch, request.rows_max)
-        text = encode_rows(batch, forms)
-        if text:
-            sink.write(b"," if before else b"[")
-            sink.write(text)
-    sink.write(b"]" if rows else b"[]")
-    return rows
-
-
-def _write_arrow(
-    reader: pa.RecordBatchReader,
-    request: RunRequest,
-    sink: FrameSink,
-    check: Callable[[], None],
-) -> int:
-    original = reader.schema
-    schema = _utc(original)
-    sink.write(schema.serialize())
-    rows = 0
-    for batch in reader:
-        check()
-        rows = _counted(rows, batch, request.rows_max)
-        if batch.num_rows:
-            named = batch if schema is original else batch.cast(schema)
-            sink.write(named.serialize())
-    sink.write(_ARROW_END)
-    return rows
-
-
-def _utc(schema: pa.Schema) -> pa.Schema:
-    """DuckDB names the zone of `timestamptz` Etc/UTC; everything else here says UTC."""
-
-    if not any(pa.types.is_timestamp(field.type) and field.type.tz for field in schema):
-        return schema
-    fields = [
-        field.with_type(pa.timestamp(field.type.unit, "UTC"))
-        if pa.types.is_timestamp(field.type) and field.type.tz
-        else field
-        for field in schema
-    ]
-    return pa.schema(fields)

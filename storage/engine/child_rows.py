@@ -44,10 +44,12 @@ def encode_rows(batch: pa.RecordBatch, forms: tuple[Form, ...]) -> bytes:
         pieces.extend(_pieces(batch.column(index), form))
     pieces.append(pa.scalar("]"))
     rows = pc.binary_join_element_wise(*pieces, _EMPTY)
-    return _glue(rows, ",")
+    return glue(rows, ",")
 
 
-def _glue(rows: pa.StringArray, separator: str) -> bytes:
+def glue(rows: pa.StringArray, separator: str) -> bytes:
+    """All texts as one, the separator between them."""
+
     whole = pa.ListArray.from_arrays(pa.array([0, len(rows)], pa.int32()), rows)
     return bytes(pc.binary_join(whole, separator)[0].as_buffer())
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from duckdb.sqltypes import DuckDBPyType
 
@@ -41,6 +41,13 @@ _ARROW_AS_TEXT = frozenset(
     {"uhugeint", "hugeint", "bignum", "bit", "timetz", "time_ns", "variant", "geometry", "union",
      "enum"}
 )  # fmt: skip
+_TEXTS = {
+    "json": _AS_TEXT,
+    "arrow": _ARROW_AS_TEXT,
+    # Parquet's interval has milliseconds, DuckDB's has microseconds.
+    "parquet": _ARROW_AS_TEXT | {"interval"},
+}
+Carrier = Literal["json", "arrow", "parquet"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +100,11 @@ def _label(name: str) -> str:
     return name if name.isidentifier() and name.islower() else quote_name(name)
 
 
-def export_cast(kind: DuckDBPyType, *, json: bool) -> str | None:
-    """The SQL type a column must be cast to before it leaves DuckDB, or None."""
+def export_cast(kind: DuckDBPyType, *, carrier: Carrier) -> str | None:
+    """The SQL type a column must be cast to before it leaves DuckDB, or None. `carrier`: what its
+    values are written in; CSV and NDJSON hold the texts of JSON."""
 
-    wanted = _export_type(kind, _AS_TEXT if json else _ARROW_AS_TEXT, json)
+    wanted = _export_type(kind, _TEXTS[carrier], carrier == "json")
     return None if wanted == str(kind) else wanted
 
 
@@ -136,7 +144,7 @@ def json_form(kind: DuckDBPyType, *, integers: str) -> Form:
     if name in ("list", "array"):
         return Form("list", (json_form(_children(kind)[0][1], integers=integers),))
     if name == "tuple":
-        if export_cast(kind, json=True) is not None:
+        if export_cast(kind, carrier="json") is not None:
             return Form("text")
         return Form("tuple", tuple(json_form(c, integers=integers) for _, c in _children(kind)))
     if name == "struct":

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-ResultFormat = Literal["json", "arrow"]
+ResultFormat = Literal["json", "ndjson", "csv", "arrow", "parquet"]
 Integers = Literal["string", "number"]
 ParameterValue = None | bool | int | float | str
 Parameters = Sequence[ParameterValue] | Mapping[str, ParameterValue] | None

@@ -123,7 +123,11 @@ async def test_arrow_is_passed_on_as_it_is(lake: Server) -> None:
         ("*/*", ("json", "string")),
         ("application/*;q=0.5, text/html", ("json", "string")),
         ("application/json; integers=number", ("json", "number")),
-        (f"text/csv, {ARROW}", ("arrow", "string")),
+        (f"text/html, {ARROW}", ("arrow", "string")),
+        ("text/csv; integers=number", ("csv", "number")),
+        ("text/*", ("csv", "string")),
+        ("application/x-ndjson", ("ndjson", "string")),
+        ("application/vnd.apache.parquet, */*;q=0.1", ("parquet", "string")),
         (f"application/json;q=0.1, {ARROW};q=0.9", ("arrow", "string")),
         (f"application/json;q=0, {ARROW}", ("arrow", "string")),
     ],
@@ -134,7 +138,7 @@ def test_accept_chooses_the_form(header: str | None, expected: tuple[str, str]) 
 
 
 @pytest.mark.parametrize(
-    "header", ["text/csv", "application/x-ndjson", "application/json;q=0", "application/vnd.x"]
+    "header", ["text/html", "application/pdf", "application/json;q=0", "application/vnd.x"]
 )
 async def test_forms_that_are_not_given_are_refused(lake: Server, header: str) -> None:
     answer = await post(lake, {"sql": "select 1"}, accept=header)
