@@ -27,9 +27,11 @@ from lakebus.clock import format_time, parse_time
 from lakebus.errors import LakebusError, RowsInvalid
 
 NDJSON = "application/x-ndjson"
-MEDIA_TYPES = {"json": JSON, "ndjson": NDJSON, "arrow": ARROW}
+CSV, PARQUET = "text/csv", "application/vnd.apache.parquet"
+MEDIA_TYPES = {"json": JSON, "ndjson": NDJSON, "csv": CSV, "arrow": ARROW, "parquet": PARQUET}
 _SUFFIXES = {
     **{".json": "json", ".ndjson": "ndjson", ".jsonl": "ndjson"},
+    **{".csv": "csv", ".parquet": "parquet", ".pq": "parquet"},
     **{".arrow": "arrow", ".arrows": "arrow", ".ipc": "arrow", ".feather": "arrow"},
 }
 #: NDJSON goes in parts of about this size; their keys depend on it.
@@ -85,7 +87,7 @@ def ingest(
     wait: bool,
     as_json: bool,
 ) -> int:
-    """Send the rows of FILE (JSON, NDJSON or Arrow; default: standard input).
+    """Send the rows of FILE (JSON, NDJSON, CSV, Arrow or Parquet; default: standard input).
 
     The same content sent again for the same table, within the idempotency window, is stored once;
     give a --key of your own to store it twice. NDJSON above 8 MiB goes in several requests, each of
@@ -93,7 +95,8 @@ def ingest(
     """
     chosen = form or _SUFFIXES.get(Path(str(getattr(file, "name", ""))).suffix.lower())
     if chosen is None:
-        raise click.UsageError("Say what the rows are written in: --format json, ndjson or arrow.")
+        forms = ", ".join(MEDIA_TYPES)
+        raise click.UsageError(f"Say what the rows are written in: --format {forms}.")
     content = file.read()
     parts = list(_parts(content, chosen))
     sent: list[Sent] = []

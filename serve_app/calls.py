@@ -246,6 +246,11 @@ def media_type_of(call: Call, supported: Sequence[str]) -> str:
     charset = re.search(r"charset\s*=\s*\"?([^\s\";]+)", rest, re.IGNORECASE)
     if charset and charset[1].lower() not in ("utf-8", "utf8", "us-ascii"):
         raise UnsupportedMediaType("bodies are UTF-8; convert the body", supported=list(supported))
+    if kind == "text/csv" and re.search(r"header\s*=\s*\"?absent", rest, re.IGNORECASE):
+        raise UnsupportedMediaType(
+            "CSV needs a header line, because columns are found by their names",
+            supported=list(supported),
+        )
     return kind
 
 

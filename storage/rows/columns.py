@@ -112,6 +112,12 @@ def _wide_integers(arrow: pa.DataType, values: Sequence[Any]) -> pa.Array:
         return pa.array(_integers_from_text(values), arrow)
 
 
+def integers_from_text(arrow: pa.DataType, texts: Sequence[str | None]) -> pa.Array:
+    """An integer column of any width from the text of each value."""
+
+    return pa.array(_integers_from_text(texts), arrow)
+
+
 _DIGITS = str.maketrans("", "", "0123456789-,")
 
 

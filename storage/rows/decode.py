@@ -11,17 +11,23 @@ from collections.abc import Callable
 from lakebus.errors import UnsupportedMediaType
 from lakebus.schemas import TableSchema
 from storage.rows.decode_arrow import decode_arrow_stream
+from storage.rows.decode_csv import decode_csv
 from storage.rows.decode_json import decode_json, decode_ndjson, split_tables
+from storage.rows.decode_parquet import decode_parquet
 from storage.rows.decoded import DecodedRows, OnInvalid, RejectedRow, RowError
 
 JSON = "application/json"
 NDJSON = "application/x-ndjson"
+CSV = "text/csv"
 ARROW_STREAM = "application/vnd.apache.arrow.stream"
+PARQUET = "application/vnd.apache.parquet"
 
 _DECODERS: dict[str, Callable[..., DecodedRows]] = {
     JSON: decode_json,
     NDJSON: decode_ndjson,
+    CSV: decode_csv,
     ARROW_STREAM: decode_arrow_stream,
+    PARQUET: decode_parquet,
 }
 SUPPORTED_MEDIA_TYPES = tuple(_DECODERS)
 

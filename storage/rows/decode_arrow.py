@@ -40,8 +40,15 @@ def decode_arrow_stream(
 ) -> DecodedRows:
     """The rows of an Arrow IPC stream. Raises as `decode.decode_rows` says."""
 
+    return decode_batch(schema, _read_stream(body), on_invalid=on_invalid, rows_max=rows_max)
+
+
+def decode_batch(
+    schema: TableSchema, received: pa.RecordBatch, *, on_invalid: OnInvalid, rows_max: int
+) -> DecodedRows:
+    """The rows of a batch that was validated. Raises as `decode.decode_rows` says."""
+
     plan = plan_of(schema)
-    received = _read_stream(body)
     check_row_count(received.num_rows, rows_max=rows_max)
     errors = _Errors()
     sources = _match_fields(schema, received, errors)
@@ -93,14 +100,16 @@ def _read_stream(body: bytes) -> pa.RecordBatch:
         if source.tell() != len(content):
             raise MalformedBody("there are more bytes after the end of the Arrow stream")
         table.validate(full=True)
-        batch = _one_batch(table)
+        batch = one_batch(table)
         check_expanded_size(batch, limit_bytes=DECOMPRESSED_BYTES_MAX)
         return batch
     except (pa.ArrowException, OSError, ValueError, OverflowError) as fault:
         raise MalformedBody(f"the body is not a whole Arrow stream: {str(fault)[:200]}") from None
 
 
-def _one_batch(table: pa.Table) -> pa.RecordBatch:
+def one_batch(table: pa.Table) -> pa.RecordBatch:
+    """A table's rows as one batch, also of none."""
+
     batches = table.to_batches()
     if len(batches) == 1:
         return batches[0]

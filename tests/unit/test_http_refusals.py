@@ -173,8 +173,9 @@ async def test_A1_an_arrow_stream_needs_its_end_mark(lake: Server) -> None:
 @pytest.mark.parametrize(
     ("headers", "code", "status"),
     [
-        ({"content_type": "text/csv"}, "unsupported_media_type", 415),
-        ({"content_type": "application/vnd.apache.parquet"}, "unsupported_media_type", 415),
+        ({"content_type": "text/html"}, "unsupported_media_type", 415),
+        ({"content_type": "text/csv; header=absent"}, "unsupported_media_type", 415),
+        ({"content_type": "application/vnd.apache.parquet"}, "malformed_body", 400),
         ({"content_type": "application/json; charset=latin-1"}, "unsupported_media_type", 415),
         ({"content_encoding": "br"}, "unsupported_media_type", 415),
         ({"content_encoding": "gzip, gzip"}, "unsupported_media_type", 415),
