@@ -15,6 +15,8 @@ How a range ends, and why nothing is condemned for our faults (B7, B8):
 
 Ranges overlap: while one is being published the next is claimed and written. One claim follows the
 last at once unless there is load; then a linger lets ranges grow, so that a flood makes few files.
+Only a range that has failed before goes alone: whatever ends the process with it must not be held
+against another one, which could then be set aside although nothing is wrong with it (B8).
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from actors.publisher import Publisher, Submitted
 from actors.range_files import reason_of
 from actors.settings import RoleSettings
 from actors.staging import EncoderUnsound, Staged, Stager
-from lakebus.clock import Clock, new_uuid
+from lakebus.clock import SYSTEM_CHANCE, Chance, Clock
 from lakebus.errors import LeaseLost, OutcomeUnknown, RetryLater
 from lakebus.telemetry import Metrics, Tracing
 from storage.bus.interface import Claim, IngestBus, LeaseRef
@@ -85,7 +87,9 @@ class CommitCoordinator:
         metrics: Metrics,
         tracing: Tracing,
         on_fatal: OnFatal,
+        chance: Chance = SYSTEM_CHANCE,
     ) -> None:
+        self._chance = chance
         self._instance = instance
         self._leases = leases
         self._bus = bus
@@ -98,6 +102,7 @@ class CommitCoordinator:
         self._on_fatal = on_fatal
         self._keeper = LeaseKeeper(leases=leases, settings=settings, clock=clock)
         self._tasks: set[asyncio.Task[RangeReport]] = set()
+        self._alone = False
         self._unsound = 0
         self._pace = ClaimPace(
             shards=bus.shards,
@@ -110,7 +115,10 @@ class CommitCoordinator:
             bytes_large=settings.range_bytes_large,
         )
         self._backoff = Backoff(
-            first_s=settings.backoff_ms / 1e3, most_s=settings.backoff_ms_max / 1e3, clock=clock
+            first_s=settings.backoff_ms / 1e3,
+            most_s=settings.backoff_ms_max / 1e3,
+            clock=clock,
+            chance=chance,
         )
         self._claims = self._make_loop("coordinator", self._turn)
         self._renewals = self._make_loop("lease_keeper", self._renew)
@@ -151,7 +159,7 @@ class CommitCoordinator:
         return None if claimed is None else await self._carry(*claimed)
 
     async def _turn(self) -> float:
-        if len(self._tasks) >= self._settings.ranges_in_flight:
+        if len(self._tasks) >= (1 if self._alone else self._settings.ranges_in_flight):
             await asyncio.wait(
                 self._tasks, return_when=asyncio.FIRST_COMPLETED, timeout=self._poll_s
             )
@@ -162,10 +170,20 @@ class CommitCoordinator:
         claimed = await self._claim()
         if claimed is None:
             return self._poll_s
+        self._alone = claimed[0].attempt > 0
+        if self._alone and self._tasks:
+            await self._postpone(claimed[0])
+            return 0.0
         task = asyncio.get_running_loop().create_task(self._carry(*claimed), name="range")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return 0.0
+
+    async def _postpone(self, claim: Claim) -> None:
+        """Gives a range back that must go alone, for whoever has nothing else under way."""
+
+        self._keeper.drop(claim.lease)
+        self._count(await self._give_back(claim, RangeEnd.RELEASED, "it must go alone"))
 
     async def _renew(self) -> float:
         await self._keeper.run_once()
@@ -173,10 +191,12 @@ class CommitCoordinator:
 
     async def _claim(self) -> tuple[Claim, float] | None:
         asked_at_s = self._clock.monotonic_s()
+        # failpoint: coordinator.before_claim
         claim = await self._leases.acquire(self._instance)
         if claim is None:
             self._pace.nothing_claimed()
             return None
+        # failpoint: coordinator.after_claim
         self._keeper.hold(claim, asked_at_s=asked_at_s)
         self._renewals.wake.set()
         self._pace.claimed(claim.lease.shard, claim.lease.hi - claim.lease.lo)
@@ -220,20 +240,25 @@ class CommitCoordinator:
             if lease.hi - lease.lo == 1 and claim.attempt > 0 and not claim.doomed:
                 await self._stager.prove()
                 await self._leases.note_canary(lease)
+                # failpoint: coordinator.after_canary
             segments = await self._bus.read(claim)
+            # failpoint: coordinator.after_read
             self._pace.note_bytes(sum(sum(s.entry_bytes) for s in segments))
             stage = self._stager.set_aside if claim.doomed else self._stager.stage
             staged = await stage(claim, segments)
+            # failpoint: coordinator.after_stage
             submitted = await self._submit(claim, staged)
+            # failpoint: coordinator.after_submit
             span.set("lakebus.snapshot_id", submitted.snapshot_id or 0)
         return await self._conclude(claim, staged, submitted)
 
     async def _submit(self, claim: Claim, staged: Staged) -> Submitted:
         if not self._keeper.trusted(claim.lease) and not await self._keeper.confirm(claim.lease):
             raise LeaseLost("the lease was reclaimed while its files were written")
+        # failpoint: coordinator.before_submit
         return await self._publisher.submit(
             Commit(
-                commit_id=new_uuid(),
+                commit_id=self._chance.new_uuid(),
                 lease=claim.lease,
                 files=staged.files,
                 range_bytes=staged.range_bytes,
@@ -321,6 +346,7 @@ class CommitCoordinator:
             clock=self._clock,
             metrics=self._metrics,
             on_fatal=self._on_fatal,
+            chance=self._chance,
         )
 
 

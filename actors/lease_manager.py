@@ -81,6 +81,7 @@ class LeaseManager:
         claim = await self._bus.claim(owner)
         if claim is None:
             return None
+        # failpoint: lease_manager.after_claim
         if self._stopping:  # it stopped while the claim was under way
             await self._bus.release(claim.lease)
             return None
@@ -100,6 +101,7 @@ class LeaseManager:
         return [lease for lease, is_held in zip(leases, results, strict=True) if is_held]
 
     async def release(self, lease: LeaseRef) -> None:
+        # failpoint: lease_manager.before_release
         await self._bus.release(lease)
         self._drop(lease)
 
@@ -137,6 +139,7 @@ class LeaseManager:
             while self._waiting:
                 batch, self._waiting = self._waiting, []
                 try:
+                    # failpoint: lease_manager.before_renew
                     still = {_key(x) for x in await self._bus.renew([x for x, _ in batch])}
                 except Exception as error:  # noqa: BLE001 - raised again in each caller
                     for _, future in batch:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from actors.pacing import Backoff
 from actors.settings import RoleSettings
 from actors.wake import Wake
-from lakebus.clock import Clock
+from lakebus.clock import SYSTEM_CHANCE, Chance, Clock
 from lakebus.errors import OutcomeUnknown, RetryLater
 from lakebus.telemetry import Metrics
 
@@ -49,6 +49,7 @@ class RoleLoop:
         clock: Clock,
         metrics: Metrics,
         on_fatal: OnFatal,
+        chance: Chance = SYSTEM_CHANCE,
     ) -> None:
         self.wake = Wake()
         self._role = role
@@ -58,7 +59,10 @@ class RoleLoop:
         self._metrics = metrics
         self._on_fatal = on_fatal
         self._backoff = Backoff(
-            first_s=settings.backoff_ms / 1e3, most_s=settings.backoff_ms_max / 1e3, clock=clock
+            first_s=settings.backoff_ms / 1e3,
+            most_s=settings.backoff_ms_max / 1e3,
+            clock=clock,
+            chance=chance,
         )
         self._task: asyncio.Task[None] | None = None
         self._turns = 0

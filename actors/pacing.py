@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import random
 from collections import deque
 
-from lakebus.clock import Clock
+from lakebus.clock import SYSTEM_CHANCE, Chance, Clock
 
 
 class Linger:
@@ -84,11 +83,13 @@ class ClaimPace:
 class Backoff:
     """Doubling waits with jitter, so that many workers do not come back at one moment."""
 
-    def __init__(self, *, first_s: float, most_s: float, clock: Clock, seed: int = 0) -> None:
+    def __init__(
+        self, *, first_s: float, most_s: float, clock: Clock, chance: Chance = SYSTEM_CHANCE
+    ) -> None:
         self._first_s = first_s
         self._most_s = most_s
         self._clock = clock
-        self._random = random.Random(seed or None)
+        self._chance = chance
         self._until_s = float("-inf")
         self._since_s: float | None = None
         self.failures = 0
@@ -101,7 +102,7 @@ class Backoff:
             self._since_s = now
         whole = min(self._most_s, self._first_s * 2.0 ** min(self.failures, 30))
         self.failures += 1
-        wait_s = whole * self._random.uniform(0.5, 1.0)
+        wait_s = whole * (1.0 + self._chance.jitter()) / 2
         self._until_s = now + wait_s
         return wait_s
 

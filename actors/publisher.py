@@ -22,7 +22,7 @@ from typing import Protocol
 from actors.loop import LoopStatus, OnFatal, RoleLoop
 from actors.pacing import Backoff, Linger
 from actors.settings import RoleSettings
-from lakebus.clock import Clock, new_uuid
+from lakebus.clock import SYSTEM_CHANCE, Chance, Clock
 from lakebus.errors import OutcomeUnknown, RetryLater, Unavailable
 from lakebus.telemetry import Metrics, Tracing
 from storage.catalog.interface import Catalog, Commit, CommitOutcome, Published
@@ -79,7 +79,9 @@ class SnapshotPublisher:
         metrics: Metrics,
         tracing: Tracing,
         on_fatal: OnFatal,
+        chance: Chance = SYSTEM_CHANCE,
     ) -> None:
+        self._chance = chance
         self._catalog = catalog
         self._settings = settings
         self._clock = clock
@@ -99,6 +101,7 @@ class SnapshotPublisher:
             clock=clock,
             metrics=metrics,
             on_fatal=on_fatal,
+            chance=chance,
         )
 
     def start(self) -> None:
@@ -208,7 +211,7 @@ class SnapshotPublisher:
     async def _publish(self, commits: Sequence[Commit]) -> Published:
         """One publication, tried until it happened or until its attempts are used up."""
 
-        publication_id = new_uuid()
+        publication_id = self._chance.new_uuid()
         backoff = self._backoff()
         for attempt in range(self._settings.publish_attempts):
             if attempt:
@@ -217,7 +220,9 @@ class SnapshotPublisher:
             began_s = self._clock.monotonic_s()
             try:
                 with self._tracing.span("lakebus.publish") as span:
+                    # failpoint: publisher.before_publish
                     published = await self._catalog.publish(publication_id, commits)
+                    # failpoint: publisher.after_publish
                     span.set("lakebus.snapshot_id", published.snapshot_id or 0)
             except OutcomeUnknown:
                 found = await self._read_back(publication_id, backoff)
@@ -242,6 +247,7 @@ class SnapshotPublisher:
         for _ in range(self._settings.publish_attempts):
             self._loop.beat()
             try:
+                # failpoint: publisher.before_read_back
                 return await self._catalog.publish_outcome(publication_id)
             except (RetryLater, OutcomeUnknown) as error:
                 _LOG.warning("the outcome of a publish could not be read: %s", error)
@@ -254,6 +260,7 @@ class SnapshotPublisher:
             first_s=self._settings.backoff_ms / 1e3,
             most_s=self._settings.backoff_ms_max / 1e3,
             clock=self._clock,
+            chance=self._chance,
         )
 
 

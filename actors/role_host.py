@@ -85,6 +85,15 @@ class RoleHost:
         )
 
     async def start(self) -> None:
+        """Begins to work. A start that fails or is cancelled leaves nothing running."""
+
+        try:
+            await self._start()
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def _start(self) -> None:
         if self.publisher is not None:
             self.publisher.start()
         if self.coordinator is not None and self._receiver is not None:

@@ -162,13 +162,18 @@ class RoleActor:
 
         while True:
             try:
-                self._backend = await load_factory(self._settings.factory)(self._settings.config)
+                # In a thread: it imports for seconds, on a busy machine for longer than the watch
+                # lets the loop stand still, and a process that is ended for that starts over.
+                open_backend = await asyncio.to_thread(load_factory, self._settings.factory)
+                self._backend = await open_backend(self._settings.config)
                 break
             except (RetryLater, OutcomeUnknown) as error:
                 _LOG.warning("the backend is not there yet: %s", error)
             except (StartRefused, ConfigurationError) as error:
                 _LOG.error("the role %s does not start: %s", self._role, error)
                 self._refused = str(error)
+            except Exception as error:  # noqa: BLE001 - crash-only: Ray starts the actor anew
+                _end_process(self._role, error)
             await asyncio.sleep(_OPEN_RETRY_S)
         try:
             host = self._make_host(self._backend)

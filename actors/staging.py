@@ -34,7 +34,7 @@ from actors.range_files import (
     single_payload,
 )
 from actors.settings import RoleSettings
-from lakebus.clock import Clock, new_uuid
+from lakebus.clock import SYSTEM_CHANCE, Chance, Clock
 from lakebus.errors import Corrupt, Fault, FixRequest
 from lakebus.schemas import Column, TableSchema
 from lakebus.snapshots import DataFile
@@ -56,7 +56,9 @@ VERDICTS: tuple[type[Exception], ...] = (
     pa.ArrowException,
 )
 
-_EXTRACT_TIMEOUT_S = 20.0
+#: The share of the time a range may be held: one that hangs its extraction, too, must still be set
+#: aside before its worker is taken to be stuck, or it would be tried for ever (B8).
+_EXTRACT_SHARE = 0.5
 _CANARY_SCHEMA = TableSchema(
     table_id=0, name="canary", version=1, columns=(Column(column_id=1, name="n", type="bigint"),)
 )
@@ -92,7 +94,9 @@ class Stager:
         settings: RoleSettings,
         clock: Clock,
         metrics: Metrics,
+        chance: Chance = SYSTEM_CHANCE,
     ) -> None:
+        self._chance = chance
         self._catalog = catalog
         self._store = store
         self._encode = encode
@@ -135,11 +139,16 @@ class Stager:
 
         reason = claim.last_error or "it ended every worker that tried it"
         attempts = claim.attempt
+        timeout_s = self._settings.hold_s(claim.ttl_s) * _EXTRACT_SHARE
         quarantined = [
             QuarantinedEntry(
-                entry.position, reason, attempts, await self._extract_apart(entry), by_crash=True
+                entry.position,
+                reason,
+                attempts,
+                await self._extract_apart(entry, timeout_s),
+                by_crash=True,
             )
-            for entry in entries_of(segments)
+            for entry in entries_of(segments)  # a doomed claim has one
         ]
         return Staged((), tuple(quarantined), len(quarantined), _range_bytes(segments))
 
@@ -156,8 +165,9 @@ class Stager:
         """
 
         encoded = await self._run(self._canary_bytes)
-        key = f"canary/{new_uuid()}.parquet"
+        key = f"canary/{self._chance.new_uuid()}.parquet"
         await self._store.put_new(key, encoded)
+        # failpoint: stager.after_canary_put
         await self._store.delete(key)
 
     async def _encode_entries(self, shard: int, entries: Sequence[RangeEntry]) -> list[TableFile]:
@@ -235,7 +245,9 @@ class Stager:
     async def _put(self, claim: Claim, file: TableFile) -> DataFile:
         file_id = claim.file_ids[file.table_id]
         key = f"tables/{file.table_id}/{file_id}.parquet"
+        # failpoint: stager.before_put
         await self._store.put_new(key, file.encoded.data)
+        # failpoint: stager.after_put
         self._metrics.count("lakebus_staged_files_total")
         self._metrics.count("lakebus_staged_bytes_total", file.encoded.size_bytes)
         return DataFile(
@@ -249,17 +261,17 @@ class Stager:
             statistics=file.encoded.statistics,
         )
 
-    async def _extract_apart(self, entry: RangeEntry) -> bytes:
+    async def _extract_apart(self, entry: RangeEntry, timeout_s: float) -> bytes:
         """The entry's bytes, cut out of its segment in a process of its own: what ended workers
-        before would end this one too. If that process ends as well, the whole segment is kept."""
+        before would end this one too. If that process ends or hangs, the whole segment is kept."""
 
-        return await self._run(_extract_in_child, entry)
+        return await self._run(_extract_in_child, entry, timeout_s)
 
     async def _run(self, work: Callable[..., _Result], *arguments: object) -> _Result:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work, *arguments)
 
 
-def _extract_in_child(entry: RangeEntry) -> bytes:
+def _extract_in_child(entry: RangeEntry, timeout_s: float) -> bytes:
     program = f"import sys; sys.path[:] = {sys.path!r}; import {EXTRACT_MODULE} as m; m.main()"
     try:
         done = subprocess.run(
@@ -267,7 +279,7 @@ def _extract_in_child(entry: RangeEntry) -> bytes:
             input=pack_request(entry.segment.payload, entry.index),
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            timeout=_EXTRACT_TIMEOUT_S,
+            timeout=timeout_s,
             check=True,
         )
     except subprocess.SubprocessError:

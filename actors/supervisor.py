@@ -14,7 +14,7 @@ from typing import Protocol
 
 from actors.loop import LoopStatus, OnFatal, RoleLoop
 from actors.settings import RoleSettings
-from lakebus.clock import Clock
+from lakebus.clock import SYSTEM_CHANCE, Chance, Clock
 from lakebus.errors import OutcomeUnknown, RetryLater
 from lakebus.telemetry import Metrics
 from storage.bus.interface import IngestBus, PurgeReport
@@ -92,6 +92,7 @@ class Supervisor:
         clock: Clock,
         metrics: Metrics,
         on_fatal: OnFatal,
+        chance: Chance = SYSTEM_CHANCE,
     ) -> None:
         self._bus = bus
         self._catalog = catalog
@@ -109,6 +110,7 @@ class Supervisor:
             clock=clock,
             metrics=metrics,
             on_fatal=on_fatal,
+            chance=chance,
         )
 
     def start(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import random
 import secrets
 import time
 import uuid
@@ -39,6 +40,29 @@ def new_uuid() -> uuid.UUID:
     """A random identity; never guessable, never reused."""
 
     return uuid.UUID(bytes=secrets.token_bytes(16), version=4)
+
+
+class Chance(Protocol):
+    """Where new identities and the spread of waits come from."""
+
+    def new_uuid(self) -> uuid.UUID: ...
+
+    def jitter(self) -> float:
+        """Uniform in [0, 1): keeps the waits of many processes apart; decides nothing."""
+        ...
+
+
+class SystemChance:
+    """The machine's randomness."""
+
+    def new_uuid(self) -> uuid.UUID:
+        return new_uuid()
+
+    def jitter(self) -> float:
+        return random.random()
+
+
+SYSTEM_CHANCE = SystemChance()
 
 
 def format_time(value: dt.datetime) -> str:

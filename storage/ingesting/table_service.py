@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from dataclasses import dataclass
 
+from lakebus.clock import Clock, SystemClock
 from lakebus.errors import (
     RetryLater,
     SchemaInvalid,
@@ -47,8 +47,15 @@ class DropAnswer:
 
 class TableService:
     def __init__(
-        self, *, catalog: Catalog, barrier: Barrier, tables: TableCache, keys: KeyStore
+        self,
+        *,
+        catalog: Catalog,
+        barrier: Barrier,
+        tables: TableCache,
+        keys: KeyStore,
+        clock: Clock | None = None,
     ) -> None:
+        self._clock = clock or SystemClock()
         self._catalog = catalog
         self._barrier = barrier
         self._tables = tables
@@ -130,7 +137,7 @@ class TableService:
     async def _finish(self, ticket: DropTicket, deadline_s: float) -> int | None:
         history = (await self._catalog.identity()).history
         token = VisibilityToken(history, 0, dict(ticket.positions))
-        while time.monotonic() < deadline_s:
+        while self._clock.monotonic_s() < deadline_s:
             try:
                 await self._barrier.wait_for([token], deadline_s=deadline_s)
                 return await self._catalog.finish_drop(ticket)

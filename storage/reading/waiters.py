@@ -46,7 +46,8 @@ class WaitingRoom:
     def __init__(self) -> None:
         self._queues: dict[int, list[tuple[int, int, Waiter]]] = {}
         self._ticket = itertools.count()
-        self._members: set[Waiter] = set()
+        # In order of arrival, so that what wakes them wakes them in one order.
+        self._members: dict[Waiter, None] = {}
 
     def __len__(self) -> int:
         return len(self._members)
@@ -57,7 +58,7 @@ class WaitingRoom:
         part = waiter.missing(head)
         if part is None:
             return False
-        self._members.add(waiter)
+        self._members[waiter] = None
         self._queue(waiter, part)
         return True
 
@@ -65,7 +66,7 @@ class WaitingRoom:
         """The waiter's wait is over. The place of one that gave up stays until a head passes it or
         dead places are many. Leaving twice is allowed."""
 
-        self._members.discard(waiter)
+        self._members.pop(waiter, None)
         if sum(map(len, self._queues.values())) > 2 * len(self._members) + 64:
             self._sweep()
 
@@ -82,7 +83,7 @@ class WaitingRoom:
                     continue
                 if waiter.missing(head) is None:
                     waiter.future.set_result(head)
-                    self._members.discard(waiter)
+                    self._members.pop(waiter, None)
                     woken += 1
                 else:
                     moved.append(waiter)
@@ -95,7 +96,7 @@ class WaitingRoom:
     def wake_all(self, error: Exception) -> None:
         """Ends every wait with `error`."""
 
-        waiting, self._members, self._queues = self._members, set(), {}
+        waiting, self._members, self._queues = self._members, {}, {}
         for waiter in waiting:
             if not waiter.future.done():
                 waiter.future.set_exception(error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -275,6 +276,28 @@ async def test_B4_a_lease_in_doubt_is_confirmed_before_publishing(rig: Rig) -> N
     assert report.end is RangeEnd.LEASE_LOST
     assert len(renewed) == 1
     assert await rig.ids() == {}
+
+
+async def test_C6_nothing_is_proposed_before_its_files_are_stored(rig: Rig) -> None:
+    events, notes = await rig.create("events"), await rig.create("notes")
+    await rig.append((events, [1, 2]), (notes, [3]), ordering="a")
+
+    async def put_new(key: str, data: bytes) -> None:
+        for _ in range(20):  # the store takes its time
+            await asyncio.sleep(0)
+        await rig.store.put_new(key, data)
+
+    async def publish(publication_id: Any, commits: Sequence[Commit]) -> Any:
+        for file in (file for commit in commits for file in commit.files):
+            assert await rig.store.size(file.object_key) == file.size_bytes
+        return await rig.catalog.publish(publication_id, commits)
+
+    report = await run(
+        rig,
+        store=Overlay(rig.store, put_new=put_new),
+        catalog=Overlay(rig.catalog, publish=publish),
+    )
+    assert (report.end, report.files) == (RangeEnd.PUBLISHED, 2)
 
 
 async def test_pipelining_the_next_range_is_staged_while_one_is_published() -> None:

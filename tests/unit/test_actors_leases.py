@@ -90,6 +90,26 @@ async def test_B5_a_lease_is_believed_in_for_less_than_its_time(
     assert keeper.trusted(claim.lease)
 
 
+async def test_B5_a_slow_renewal_is_believed_in_from_when_it_was_asked(
+    rig: Rig, clock: ManualClock
+) -> None:
+    manager = rig.lease_manager()
+
+    async def renew(leases: Sequence[LeaseRef]) -> Sequence[LeaseRef]:
+        kept = await manager.renew(leases)
+        clock.advance_s(1.0)  # the answer is slow, or its reader was paused
+        return kept
+
+    keeper = keeper_of(rig, Overlay(manager, renew=renew))
+    claim = await claimed(rig, manager)
+    keeper.hold(claim, asked_at_s=clock.monotonic_s())
+    assert await keeper.confirm(claim.lease)
+    clock.advance_s(1.6)  # 2.6 s after it was asked for, with a lease of three
+    assert keeper.trusted(claim.lease)
+    clock.advance_s(0.2)
+    assert not keeper.trusted(claim.lease)
+
+
 async def test_B8_a_lease_held_too_long_is_left_to_expire(rig: Rig, clock: ManualClock) -> None:
     manager = rig.lease_manager()
     keeper = keeper_of(rig, manager)

@@ -74,7 +74,7 @@ def test_a_backlog_is_not_made_to_wait(clock: ManualClock) -> None:
 
 
 def test_backoff_doubles_to_its_most_and_forgets_on_success(clock: ManualClock) -> None:
-    backoff = Backoff(first_s=0.1, most_s=1.0, clock=clock, seed=1)
+    backoff = Backoff(first_s=0.1, most_s=1.0, clock=clock)
     waits = [backoff.fail() for _ in range(8)]
     for n, wait_s in enumerate(waits):
         whole = min(1.0, 0.1 * 2**n)

@@ -289,6 +289,25 @@ async def test_B7_stop_gives_every_lease_back(rig: Rig) -> None:
     assert [row.attempt for row in rig.lake.state.ranges.values()] == [0]
 
 
+async def test_B7_a_start_that_is_cancelled_leaves_nothing_running(rig: Rig) -> None:
+    begun = asyncio.Event()
+    made = host(rig)
+    assert made.coordinator is not None
+
+    async def warm_up_for_ever() -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    made.coordinator._stager.warm_up = warm_up_for_ever  # type: ignore[method-assign]
+    starting = asyncio.create_task(made.start())
+    await asyncio.wait_for(begun.wait(), _PATIENCE_S)
+    assert any(loop.running for loop in made.status().loops)
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert not any(loop.running for loop in made.status().loops)
+
+
 async def test_roles_spread_over_hosts_work_as_together(rig: Rig) -> None:
     events = await rig.create()
     leases = host(rig, roles=frozenset({Role.LEASE_MANAGER}))
