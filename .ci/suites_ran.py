@@ -20,9 +20,6 @@ LACKS = "this backend lacks: "
 EXPECTED_LACKS = {
     # One process holds the memory backend: it has no server to kill and no socket to pause.
     "conformance[memory]": {"crash_server", "paused_client"},
-    # Restoring a backup is not built yet.
-    "conformance[postgres]": {"restore"},
-    "integration": {"restore"},
 }
 """What a backend may lack, by suite; anything else that it lacks is a hole in the proof."""
 

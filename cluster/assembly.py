@@ -142,7 +142,12 @@ async def _open_reading(stack: AsyncExitStack, path: str, service: str) -> _Read
     manifest = Manifest(lake.catalog)
     stack.push_async_callback(manifest.close)
     listener = PostgresHeadListener(components.dsn_of(settings))
-    watcher = HeadWatcher(lake.catalog, listen=listener.wake_ups, on_head=manifest.prefetch)
+    watcher = HeadWatcher(
+        lake.catalog,
+        listen=listener.wake_ups,
+        on_head=manifest.prefetch,
+        refuse=lake.guard.refuse,
+    )
     watcher.start()
     stack.push_async_callback(watcher.stop)
     barrier = Barrier(catalog=lake.catalog, bus=lake.bus, watcher=watcher, codec=lake.codec)

@@ -1,5 +1,5 @@
 """The commands: `lakebus up`, `down`, `status`, `logs`, `doctor`, `migrate`, `config`, `keys`,
-`demo`.
+`history`, `demo`.
 
 `ingest` and `query` are in `cluster/client_commands.py`.
 """
@@ -230,6 +230,42 @@ def keys_create(
     settings = load(data_dir, profile, config)
     grants = [Grant(scope, tables or ("*",)) for scope in scopes]
     click.echo(asyncio.run(create_key(settings, principal=principal, grants=grants)))
+    return 0
+
+
+@cli.group()
+def history() -> None:
+    """Whether the database went back in time, and accepting what was lost."""
+
+
+@history.command("show")
+@stack_options
+def history_show(data_dir: Path | None, profile: str | None, config: Path | None) -> int:
+    """Compare the database with what the object store remembers. Exit code 1: it is older."""
+    from cluster import history_command
+
+    found = asyncio.run(history_command.show(load(data_dir, profile, config)))
+    click.echo("\n".join(history_command.lines(found)))
+    return 1 if found.verdict == "behind" else 0
+
+
+@history.command("accept-loss")
+@stack_options
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def history_accept_loss(
+    data_dir: Path | None, profile: str | None, config: Path | None, yes: bool
+) -> int:
+    """Show what a rewound database has lost, ask, and go on without it.
+
+    There is no way back: what was lost stays lost, even if its database is found later.
+    """
+    from cluster import history_command
+
+    def agreed(_: object) -> bool:
+        return yes or click.confirm("Go on without it, for ever?", default=False)
+
+    settings = load(data_dir, profile, config)
+    asyncio.run(history_command.accept(settings, agreed=agreed, say=click.echo))
     return 0
 
 

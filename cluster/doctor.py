@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.metadata
 import os
 import platform
@@ -13,12 +14,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster import postgres_binaries, ray_environment
+from cluster import history_command, postgres_binaries, ray_environment
+from cluster.embedded_postgres import EmbeddedPostgres
 from cluster.ports import port_is_free
 from cluster.stack_files import StackFiles
 from lakebus.__main__ import installation_problem
 from lakebus.errors import LakebusError
 from lakebus.settings import Settings
+from storage.postgres.rewind import ACCEPT_COMMAND
 
 _GIB = 1024**3
 OK, WARNING, FAILURE = "ok", "warning", "failure"
@@ -54,6 +57,7 @@ def examine(settings: Settings) -> list[Finding]:
         _shared_memory,
         _descriptors,
         _postgres,
+        _history,
         _haproxy,
         _run_dir,
         _port,
@@ -179,6 +183,25 @@ def _postgres(settings: Settings) -> Finding:
         "namespace": "in a user namespace",
     }
     return Finding("postgres", OK, f"{binaries.version} ({binaries.source}), {ways[identity.kind]}")
+
+
+def _history(settings: Settings) -> Finding:
+    """Only of a database that runs: the doctor starts nothing."""
+    files = StackFiles(settings.data_dir)
+    if settings.postgres.dsn is None and EmbeddedPostgres(files.root).leftover() is None:
+        return Finding("history", OK, "no database runs; the next start compares it")
+    try:
+        found = asyncio.run(history_command.show(settings))
+    except LakebusError as error:
+        return Finding("history", WARNING, f"cannot be compared: {error}")
+    if found.verdict == "behind":
+        return Finding(
+            "history",
+            FAILURE,
+            f"the database went back in time: {'; '.join(found.losses)}",
+            f"See docs/operations.md; to go on without: {ACCEPT_COMMAND}",
+        )
+    return Finding("history", OK, f"snapshot {found.snapshot_id}, not behind its marker")
 
 
 def _haproxy(_: Settings) -> Finding:

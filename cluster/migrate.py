@@ -24,10 +24,12 @@ from sqlalchemy.pool import NullPool
 
 import migrations
 from lakebus.errors import StartRefused, Unavailable
+from storage.postgres.failures import AWAY
 from storage.sql import fingerprint, install_statements
 from storage.tables import SCHEMA
 
 _LOCK = 7203_0001
+_FAILED: tuple[type[Exception], ...] = (*AWAY, sa.exc.DBAPIError)
 _MARK = re.compile(r"lakebus functions ([0-9a-f]{16})")
 
 
@@ -146,9 +148,19 @@ async def _transaction(dsn: str) -> AsyncIterator[AsyncConnection]:
     try:
         async with engine.begin() as connection:
             yield connection
-    except OSError as error:
+    except _FAILED as error:
+        if not _is_away(error):
+            raise
         raise Unavailable(
             f"The database at {parts.hostname}:{parts.port or 5432} cannot be reached: {error}."
         ) from error
     finally:
         await engine.dispose()
+
+
+def _is_away(error: BaseException) -> bool:
+    """Whether there was no connection, or it broke; by what the driver said beneath SQLAlchemy."""
+    if isinstance(error, sa.exc.DBAPIError):
+        cause = None if error.orig is None else error.orig.__cause__
+        return error.connection_invalidated or isinstance(cause, AWAY)
+    return True

@@ -97,6 +97,7 @@ def _actor_json(found: runtime.ActorStatus) -> dict[str, object]:
 async def _local_key(settings: Settings, known: str | None) -> str | None:
     lake = await components.open_lake(settings, components.object_store(settings))
     try:
+        lake.guard.refuse()  # a database that went back in time: say it now, start nothing
         if settings.profile == "production":
             return None
         keyring = KeyRing(lake.keys)

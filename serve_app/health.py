@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from lakebus.errors import Unavailable
+from lakebus.errors import HistoryRewound, Unavailable
 from serve_app.calls import Answer, Call, Parameters
 from serve_app.dependencies import Dependencies, ReadyCheck
 
@@ -17,7 +17,8 @@ async def get_healthz(call: Call, parameters: Parameters, app: Dependencies) -> 
 
 
 async def get_readyz(call: Call, parameters: Parameters, app: Dependencies) -> Answer:
-    """Asks everything at once; raises Unavailable naming what does not answer."""
+    """Asks everything at once; raises Unavailable naming what does not answer, HistoryRewound when
+    the catalog went back in time: waiting does not help, an operator has to."""
 
     names = list(app.ready)
     answers = await asyncio.gather(
@@ -33,6 +34,8 @@ async def _answers(name: str, check: ReadyCheck, within_s: float) -> bool:
     try:
         async with asyncio.timeout(within_s):
             await check()
+    except HistoryRewound:
+        raise
     except Exception as error:  # noqa: BLE001 - whatever it is, the answer is "not ready"
         _log.warning("%s does not answer: %r", name, error)
         return False

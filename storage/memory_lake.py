@@ -23,13 +23,15 @@ from lakebus.errors import Unavailable
 from lakebus.snapshots import Snapshot
 from lakebus.tokens import TokenCodec
 from storage.bus.settings import BusSettings
-from storage.catalog.interface import HistoryFork, LakeIdentity
-from storage.memory_state import LakeState, ShardRow
+from storage.catalog.interface import HistoryFork, LakeIdentity, PublishedRange
+from storage.memory_state import LakeState, RangeRow, ShardRow
 
 _MICROSECOND = dt.timedelta(microseconds=1)
 
-#: How far a restore skips every counter past what the lost line can have issued (F3).
+#: How far a restore skips every counter past what the lost line can have issued (F3), those of
+#: tables, and the versions and column ids that a line may give to one table.
 HISTORY_SKIP = 1_000_000
+TABLE_SKIP = 10_000
 
 
 @dataclass(slots=True)
@@ -94,7 +96,13 @@ class MemoryLake:
 
     @property
     def history_serial(self) -> int:
-        return len(self.state.histories)
+        return self.state.history_serial
+
+    @property
+    def schema_floor(self) -> int:
+        """Versions and column ids of this line are above it, so that no two lines share one."""
+
+        return (self.history_serial - 1) * TABLE_SKIP
 
     @property
     def head(self) -> Snapshot:
@@ -161,30 +169,46 @@ class MemoryLake:
         snapshot id is ever given twice; the positions skipped count as terminal.
         """
 
-        lost_from = backup.snapshots[backup.head_id].published_at
-        state = copy.deepcopy(backup)
+        lost, state = self.state, copy.deepcopy(backup)
+        # What was closed before the backup is closed in both lines; what came later was lost.
+        lost_from = max(backup.snapshots[backup.head_id].published_at, backup.closed_until)
+        lost_until = max(lost.snapshots[lost.head_id].published_at, lost.closed_until)
         self.state = state
-        state.last_epoch += HISTORY_SKIP
-        state.last_lease_id += HISTORY_SKIP
-        state.last_segment_id += HISTORY_SKIP
+        for name in ("last_epoch", "last_lease_id", "last_segment_id", "last_quarantine_id"):
+            setattr(state, name, max(getattr(state, name), getattr(lost, name)) + HISTORY_SKIP)
+        known_tables = max((*state.tables, *lost.tables, lost.table_id_floor), default=0)
+        state.table_id_floor = known_tables + TABLE_SKIP
+        state.history_serial = max(state.history_serial, lost.history_serial) + 1
+        for row in state.ranges.values():
+            self._end_lease(row)
         fork = HistoryFork(
             history=self.new_uuid(),
             parent=state.histories[-1].history,
             snapshot_id=state.head_id,
             positions=self.ends(),
         )
-        for shard in state.shards:
-            shard.gaps[shard.end] = shard.done[shard.end] = shard.end + HISTORY_SKIP
-            shard.end += HISTORY_SKIP
+        first_id = max(state.head_id, lost.head_id) + HISTORY_SKIP
+        for number, shard in enumerate(state.shards):
+            end = max(shard.end, lost.shards[number].end) + HISTORY_SKIP
+            shard.gaps[shard.end] = shard.done[shard.end] = end
+            state.published_ranges.append(PublishedRange(number, shard.end, end, first_id))
+            shard.end = end
             advance_watermark(shard)
-        first_id = state.head_id + HISTORY_SKIP
         state.lost_snapshots.append((state.head_id + 1, first_id))
-        at = self.next_publish_time()
+        at = max(self.next_publish_time(), lost_until + _MICROSECOND)
         state.lost_times.append((lost_from, at))
         state.histories.append(fork)
         self._become_head(
             Snapshot(first_id, state.head_id, fork.history, at, "restore", self.watermark())
         )
+
+    def _end_lease(self, row: RangeRow) -> None:
+        """Whoever held it on the lost line fails every later check: the epoch is new."""
+
+        self.state.last_epoch += 1
+        row.epoch = self.state.last_epoch
+        if row.leased:
+            row.leased, row.owner, row.canary, row.not_before = False, None, False, self.now()
 
     def _become_head(self, snapshot: Snapshot) -> None:
         self.state.snapshots[snapshot.snapshot_id] = snapshot

@@ -149,6 +149,8 @@ class LakeState:
     last_epoch: int = 0
     last_segment_id: int = 0
     last_quarantine_id: int = 0
+    history_serial: int = 1
+    table_id_floor: int = 0
     claim_turn: int = 0
     segments: dict[int, StoredSegment] = field(default_factory=dict)
     keys: dict[KeyScope, KeyRecord] = field(default_factory=dict)

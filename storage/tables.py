@@ -74,6 +74,13 @@ history = sa.Table(
     _required("fork_snapshot_id", sa.BigInteger),
     _required("fork_positions", pg.ARRAY(sa.BigInteger)),
     _required("began_at", _TIME),
+    # The newest time that is closed on both sides of the fork; later ones, until the line began,
+    # belong to the line that was lost.
+    sa.Column("fork_time", _TIME),
+    sa.Column("reason", sa.Text),
+    # What the line runs on. Null: not bound yet, or the server does not tell.
+    sa.Column("system_identifier", sa.BigInteger),
+    sa.Column("timeline", sa.Integer),
 )
 
 # --- tables and files ----------------------------------------------------------------------
@@ -278,6 +285,8 @@ published_range = sa.Table(
     _required("published_at", _TIME),
     # Asked by the claim of an expired lone entry: has its owner published since it claimed?
     sa.Index("published_range_owner_published_at_idx", "owner", "published_at"),
+    # Asked by the change feed: what was published between two snapshots?
+    sa.Index("published_range_snapshot_id_idx", "snapshot_id"),
 )
 
 bus_quarantine = sa.Table(
@@ -285,8 +294,6 @@ bus_quarantine = sa.Table(
     metadata,
     sa.Column("quarantine_id", sa.BigInteger, sa.Identity(always=True), primary_key=True),
     _required("kind", sa.Text),
-    # Asked by the change feed: what was published between two snapshots?
-    sa.Index("published_range_snapshot_id_idx", "snapshot_id"),
     _required("history_serial", sa.Integer),
     _required("shard", sa.Integer),
     _required("position", sa.BigInteger),

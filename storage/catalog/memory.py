@@ -130,7 +130,8 @@ class MemoryCatalog:
             if not if_not_exists:
                 raise TableExists(f"there is a table {name} already")
             return TableChange(existing.current, existing.first_snapshot, created=False)
-        table_id = len(self._lake.state.tables) + 1
+        state = self._lake.state
+        table_id = max((*state.tables, state.table_id_floor), default=0) + 1
         schema = TableSchema(
             table_id=table_id,
             name=name,
@@ -166,10 +167,13 @@ class MemoryCatalog:
                 f"the table {schema.name} is at schema version {version}", schema_version=version
             )
         columns = tuple(
-            column if column.column_id else dataclasses.replace(column, column_id=_new_id(table))
+            column
+            if column.column_id
+            else dataclasses.replace(column, column_id=_new_id(table, self._lake.schema_floor))
             for column in schema.columns
         )
-        changed = dataclasses.replace(schema, name=table.name, columns=columns, version=version + 1)
+        version = max(version, self._lake.schema_floor) + 1
+        changed = dataclasses.replace(schema, name=table.name, columns=columns, version=version)
         snapshot_id = self._change("alter", table.table_id, {"version": changed.version})
         table.versions[-1].last_snapshot = snapshot_id
         table.versions.append(SchemaRow(changed, snapshot_id))
@@ -222,9 +226,8 @@ class MemoryCatalog:
     async def schema_version(self, table_id: int, version: int) -> TableSchema | None:
         await self._lake.reach()
         table = self._lake.state.tables.get(table_id)
-        if table is None or not 0 < version <= len(table.versions):
-            return None
-        return table.versions[version - 1].schema
+        versions = table.versions if table is not None else ()
+        return next((row.schema for row in versions if row.schema.version == version), None)
 
     def _live(self, name: str) -> TableRow | None:
         tables = self._lake.state.tables.values()
@@ -248,9 +251,6 @@ class MemoryCatalog:
         await self._lake.reach()
         return self._lake.state.publications.get(publication_id)
 
-    async def manifest_delta(self, *, after: int, until: int) -> ManifestDelta:
-        await self._lake.reach()
-        state = self._lake.state
     async def published_ranges(
         self, *, after: int, until: int, shard: int = 0, position: int = 0, limit: int = 1_000
     ) -> Sequence[PublishedRange]:
@@ -263,6 +263,9 @@ class MemoryCatalog:
         ]
         return sorted(found, key=lambda one: (one.shard, one.lo))[:limit]
 
+    async def manifest_delta(self, *, after: int, until: int) -> ManifestDelta:
+        await self._lake.reach()
+        state = self._lake.state
         files, ended = [], {}
         for file_id, row in state.files.items():
             last = _ended_by(row.last_snapshot, until)
@@ -297,6 +300,6 @@ def _ended_by(last_snapshot: int | None, until: int) -> int | None:
     return last_snapshot if last_snapshot is not None and last_snapshot <= until else None
 
 
-def _new_id(table: TableRow) -> int:
-    table.last_column_id += 1
+def _new_id(table: TableRow, floor: int) -> int:
+    table.last_column_id = max(table.last_column_id, floor) + 1
     return table.last_column_id

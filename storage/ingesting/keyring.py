@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from lakebus.clock import Clock, SystemClock
-from lakebus.errors import LakebusError, MalformedRequest, Unauthenticated
+from lakebus.errors import LakebusError, MalformedRequest, Unauthenticated, Unavailable
 from storage.ingesting.grants import ApiKey, Grant, KeyStore, Principal
 
 _log = logging.getLogger(__name__)
@@ -32,6 +32,8 @@ _LABEL_CHARACTERS_MAX = 200
 _UNKNOWN_CACHE_S = 1.0
 _CACHE_ENTRIES_MAX = 4096
 _TOUCH_S = 60.0
+#: Until the key is known nobody's time limit holds, so this one does.
+_LOOK_UP_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +144,13 @@ class KeyRing:
             task = asyncio.create_task(self._load(key_id))
             self._looking[key_id] = task
             task.add_done_callback(lambda done: self._looked(key_id, done))
-        return await asyncio.shield(task)
+        try:
+            async with asyncio.timeout(_LOOK_UP_S):
+                return await asyncio.shield(task)
+        except TimeoutError:
+            raise Unavailable(
+                "the API key cannot be looked up now; send the request again", retry_after_s=1.0
+            ) from None
 
     def _looked(self, key_id: str, task: asyncio.Task[_Remembered]) -> None:
         self._looking.pop(key_id, None)

@@ -17,10 +17,11 @@ into anything else (A6). Forbidden and unseen tables come first: they say nothin
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 
+from lakebus.clock import Clock, SystemClock
 from lakebus.errors import (
     Forbidden,
     IdempotencyConflict,
@@ -63,7 +64,9 @@ class IngestService:
         tables: TableCache,
         settings: IngestSettings | None = None,
         on_accepted: Callable[[], None] | None = None,
+        clock: Clock | None = None,
     ) -> None:
+        self._clock = clock or SystemClock()
         self._on_accepted = on_accepted
         self._appending_since_s: dict[object, float] = {}
         self._bus = bus
@@ -94,7 +97,7 @@ class IngestService:
         """For how long the oldest append has been waiting for the bus; 0.0 when none does."""
 
         for since_s in self._appending_since_s.values():
-            return time.monotonic() - since_s
+            return self._clock.monotonic_s() - since_s
         return 0.0
 
     # --- acceptance -------------------------------------------------------------------------
@@ -115,7 +118,8 @@ class IngestService:
                     self._on_accepted()
                 return outcome.receipt, False
             record = outcome.record
-        await self._compare(request, record, prepared)
+        async with self._in_time(request, "key"):
+            await self._compare(request, record, prepared)
         return record.receipt, True
 
     async def _known(self, request: IngestRequest, refusal: LakebusError) -> KeyRecord | None:
@@ -124,17 +128,34 @@ class IngestService:
         if request.idempotency_key is None:
             return None
         try:
-            return await self._bus.find_key(
-                request.principal.principal_id, request.target, request.idempotency_key
-            )
+            async with self._in_time(request, "key"):
+                return await self._bus.find_key(
+                    request.principal.principal_id, request.target, request.idempotency_key
+                )
         except Unavailable as error:
             # Whether the refusal holds cannot be known without the bus, so it is not uttered.
             raise error from refusal
 
+    @contextlib.asynccontextmanager
+    async def _in_time(self, request: IngestRequest, phase: str) -> AsyncIterator[None]:
+        """What runs inside stores nothing, and ends with the request's time (a pool without a free
+        connection would make it wait for longer). Raises Unavailable."""
+
+        try:
+            async with asyncio.timeout(max(0.0, request.deadline_s - self._clock.monotonic_s())):
+                yield
+        except TimeoutError:
+            raise Unavailable(
+                "timeout_ms ran out before the catalog answered; send the rows again with the same "
+                "Idempotency-Key",
+                phase=phase,
+            ) from None
+
     async def _append(self, request: IngestRequest) -> tuple[PreparedRows, Accepted | KeyTaken]:
         fresh = False
         for _ in range(self._settings.schema_tries):
-            prepared = await self._prepare(request, fresh=fresh)
+            async with self._in_time(request, "decode"):
+                prepared = await self._prepare(request, fresh=fresh)
             outcome = await self._append_in_time(request, prepared)
             if isinstance(outcome, (Accepted, KeyTaken)):
                 return prepared, outcome
@@ -148,14 +169,14 @@ class IngestService:
     async def _append_in_time(
         self, request: IngestRequest, prepared: PreparedRows
     ) -> AppendOutcome:
-        left_s = request.deadline_s - time.monotonic()
+        left_s = request.deadline_s - self._clock.monotonic_s()
         if left_s <= 0:
             raise Unavailable(
                 "timeout_ms ran out before the rows were appended; nothing was stored",
                 phase="decode",
             )
         mark = object()
-        self._appending_since_s[mark] = time.monotonic()
+        self._appending_since_s[mark] = self._clock.monotonic_s()
         try:
             async with asyncio.timeout(left_s):
                 return await self._bus.append(prepared.as_entry(request))

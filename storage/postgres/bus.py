@@ -17,6 +17,7 @@ import asyncpg
 from lakebus.errors import Corrupt, LeaseLost
 from lakebus.tokens import TokenCodec
 from storage.bus.interface import (
+    Accepted,
     AppendOutcome,
     BatchState,
     BatchStatus,
@@ -38,6 +39,7 @@ from storage.postgres.group_commit import GroupWriter, key_hash
 from storage.postgres.pool import Pool
 from storage.postgres.purging import purge
 from storage.postgres.receipts import ReceiptMaker
+from storage.postgres.rewind import HistoryGuard
 
 #: Entries of one group at most (ordinals are smallint), so a range starts at most this far below.
 GROUP_SPAN = 32_767
@@ -50,12 +52,17 @@ SELECT l.lo, l.hi, l.entry_indexes, l.entry_bytes, l.payload_key, s.payload
    AND EXISTS (SELECT 1 FROM bus_lease b
                 WHERE b.lease_id = $4 AND b.epoch = $5 AND b.state = 'leased')
  ORDER BY l.lo"""
+# Locked in order of id, as `publish` does: else the two could wait for each other.
 _RENEW = """
+WITH held AS (
+    SELECT b.lease_id FROM bus_lease b
+      JOIN unnest($1::bigint[], $2::bigint[]) AS r (lease_id, epoch)
+        ON b.lease_id = r.lease_id AND b.epoch = r.epoch AND b.state = 'leased'
+     ORDER BY b.lease_id FOR UPDATE OF b)
 UPDATE bus_lease b
    SET expires_at = clock_timestamp()
        + CASE WHEN b.attempt > 0 THEN $3::interval ELSE $4::interval END
-  FROM unnest($1::bigint[], $2::bigint[]) AS r (lease_id, epoch)
- WHERE b.lease_id = r.lease_id AND b.epoch = r.epoch AND b.state = 'leased'
+  FROM held h WHERE b.lease_id = h.lease_id
 RETURNING b.lease_id, b.epoch"""
 _BATCH = f"""
 SELECT l.history_serial, l.principals[($2 - l.lo + 1)::integer] AS principal_id,
@@ -97,14 +104,15 @@ class PostgresBus:
         renewals: Pool,
         settings: BusSettings,
         codec: TokenCodec,
-        histories: Mapping[int, uuid.UUID],
+        guard: HistoryGuard,
         object_store: ObjectStore | None,
     ) -> None:
         self._general = general
         self._renewals = renewals
         self._settings = settings
         self._object_store = object_store
-        self._receipts = ReceiptMaker(codec=codec, histories=histories)
+        self._guard = guard
+        self._receipts = ReceiptMaker(codec=codec, histories=guard.histories)
         self._writers = [
             GroupWriter(
                 shard=shard,
@@ -134,7 +142,10 @@ class PostgresBus:
 
     async def append(self, entry: NewEntry) -> AppendOutcome:
         shard = self.shard_of(entry.principal_id, ordering_of(entry))
-        return await self._writers[shard].append(entry)
+        outcome = await self._writers[shard].append(entry)
+        if isinstance(outcome, Accepted):
+            self._guard.saw_entry(shard, outcome.position)
+        return outcome
 
     async def find_key(self, principal_id: int, target: str, key: str) -> KeyRecord | None:
         async with self._general.connection() as connection:

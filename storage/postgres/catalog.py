@@ -10,6 +10,7 @@ import dataclasses
 import datetime as dt
 import uuid
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import asyncpg
 
@@ -44,6 +45,7 @@ from storage.files.statistics import statistics_from_json, statistics_to_json
 from storage.postgres.failures import reading, writing
 from storage.postgres.identity import read_identity
 from storage.postgres.pool import Pool
+from storage.postgres.rewind import HistoryGuard
 
 _HEAD = """
 SELECT l.snapshot_id, l.published_at, l.closed_until, l.watermark, l.oldest_snapshot_id,
@@ -51,6 +53,11 @@ SELECT l.snapshot_id, l.published_at, l.closed_until, l.watermark, l.oldest_snap
   FROM lake l JOIN history h USING (history_serial)"""
 _SNAPSHOT = """
 SELECT s.*, h.history_id FROM snapshot s JOIN history h USING (history_serial)"""
+_FORK_OVER_ID = """
+SELECT * FROM history WHERE parent_serial IS NOT NULL AND fork_snapshot_id < $1
+ ORDER BY fork_snapshot_id DESC LIMIT 1"""
+_FORK_OVER_TIME = """
+SELECT * FROM history WHERE fork_time < $1 AND began_at > $1 LIMIT 1"""
 _FILES = """
 SELECT file_id, table_id, schema_version, first_snapshot, last_snapshot, object_key, rows,
        size_bytes, sha256, statistics
@@ -81,7 +88,10 @@ _PUBLISH = "SELECT * FROM publish($1, $2, $3, $4, $5)"
 
 
 class PostgresCatalog:
-    def __init__(self, *, pool: Pool, scans: Pool, settings: BusSettings) -> None:
+    def __init__(
+        self, *, pool: Pool, scans: Pool, settings: BusSettings, guard: HistoryGuard
+    ) -> None:
+        self._guard = guard
         self._pool = pool
         self._scans = scans
         self._settings = settings
@@ -96,6 +106,7 @@ class PostgresCatalog:
         row = await self._one(_HEAD)
         if row is None:
             raise Unavailable("the database holds no lake")
+        self._guard.saw_head(row["history_id"], row["snapshot_id"])
         return Head(
             snapshot_id=row["snapshot_id"],
             published_at=row["published_at"],
@@ -114,8 +125,12 @@ class PostgresCatalog:
             return await self._readable(row)
         head = await self.head()
         if 0 < snapshot_id <= head.snapshot_id:
-            # Ids are dense within a line of history and skipped at a restore (F3).
-            raise HistoryLost(f"snapshot {snapshot_id} belonged to a line of history that was lost")
+            # Ids are dense within a line of history and skipped at the beginning of one (F3).
+            fork = await self._one(_FORK_OVER_ID, snapshot_id)
+            raise HistoryLost(
+                f"snapshot {snapshot_id} belonged to a line of history that was lost",
+                **_nearest(fork),
+            )
         raise SnapshotNotFound(f"there is no snapshot {snapshot_id}")
 
     async def snapshot_at(self, time: dt.datetime) -> Snapshot:
@@ -126,6 +141,12 @@ class PostgresCatalog:
                     raise TimeInFuture(
                         f"{format_time(time)} is later than the database's clock and the newest "
                         "snapshot"
+                    )
+                fork = await connection.fetchrow(_FORK_OVER_TIME, time)
+                if fork is not None:
+                    raise HistoryLost(
+                        f"{format_time(time)} lies in a line of history that was lost",
+                        **_nearest(fork),
                     )
                 row = await connection.fetchrow(
                     f"{_SNAPSHOT} WHERE s.published_at <= $1 ORDER BY s.published_at DESC LIMIT 1",
@@ -259,6 +280,7 @@ class PostgresCatalog:
     async def publish(self, publication_id: uuid.UUID, commits: Sequence[Commit]) -> Published:
         payloads: list[bytes] = []
         proposals = [_proposal(commit, payloads) for commit in commits]
+        # failpoint: catalog.before_publish
         row = await self._write(
             _PUBLISH,
             publication_id,
@@ -282,7 +304,6 @@ class PostgresCatalog:
                 )
         return None if row is None else _published(row)
 
-    async def manifest_delta(self, *, after: int, until: int) -> ManifestDelta:
     async def published_ranges(
         self, *, after: int, until: int, shard: int = 0, position: int = 0, limit: int = 1_000
     ) -> Sequence[PublishedRange]:
@@ -291,6 +312,7 @@ class PostgresCatalog:
                 rows = await connection.fetch(_RANGES, after, until, shard, position, limit)
         return [PublishedRange(*row) for row in rows]
 
+    async def manifest_delta(self, *, after: int, until: int) -> ManifestDelta:
         async with self._scans.connection() as connection:
             with reading():
                 files = await connection.fetch(_FILES, after, until)
@@ -320,6 +342,7 @@ class PostgresCatalog:
         async with self._pool.connection() as connection:
             with writing():
                 row = await connection.fetchrow(statement, *arguments)
+        self._guard.changed()
         assert row is not None
         return row
 
@@ -334,6 +357,18 @@ def _snapshot(row: asyncpg.Record) -> Snapshot:
         watermark=dict(enumerate(row["watermark"])),
         summary={k: v for k, v in row["summary"].items() if k != "outcomes"},
     )
+
+
+def _nearest(fork: asyncpg.Record | None) -> dict[str, Any]:
+    """What can still be read around a fork: the newest that was kept, and since when again."""
+
+    if fork is None:
+        return {}
+    return {
+        "newest_kept_snapshot_id": fork["fork_snapshot_id"],
+        "kept_until": format_time(fork["fork_time"]) if fork["fork_time"] else None,
+        "lost_until": format_time(fork["began_at"]),
+    }
 
 
 def _definition(schema: TableSchema) -> dict[str, object]:

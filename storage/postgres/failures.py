@@ -21,10 +21,14 @@ _ENDING = (
     asyncpg.CrashShutdownError,
     asyncpg.PostgresConnectionError,
     asyncpg.InterfaceError,
+    # asyncpg's word for a session that the server has ended but whose socket still looks open.
+    asyncpg.InternalClientError,
     ConnectionError,
     EOFError,
 )
 _NOT_REACHED = (asyncpg.CannotConnectNowError, asyncpg.TooManyConnectionsError)
+#: The server is away, or went away: nothing that the caller did.
+AWAY: tuple[type[Exception], ...] = (*_ENDING, *_NOT_REACHED, OSError)
 RETRY_AFTER_S = 1.0
 
 
@@ -34,7 +38,7 @@ def connecting() -> Iterator[None]:
 
     try:
         yield
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+    except (asyncpg.PostgresError, *_ENDING, OSError, TimeoutError) as error:
         raise Unavailable(
             "the catalog cannot be reached now", retry_after_s=RETRY_AFTER_S
         ) from error

@@ -125,6 +125,7 @@ class GroupWriter:
         try:
             while self._queue:
                 group = self._take_group()
+                # failpoint: group_commit.after_take
                 try:
                     await self._commit(group)
                 except LakebusError as error:
@@ -173,6 +174,7 @@ class GroupWriter:
             return
         payload_key, intent = await self._spill(segment)
         arguments = self._arguments(group, segment, payload_key, intent)
+        # failpoint: group_commit.before_append
         async with self._pool.connection() as connection:
             with writing():
                 try:
@@ -182,6 +184,7 @@ class GroupWriter:
                         raise Unavailable("the payload was collected; send it again") from error
                     raise
             assert row is not None
+            # failpoint: group_commit.after_append
             taken = [
                 waiting.key
                 for waiting, status in zip(group, row["statuses"], strict=True)

@@ -10,8 +10,13 @@ from storage.postgres.failures import reading
 from storage.postgres.pool import Pool
 
 
-async def read_identity(pool: Pool) -> tuple[LakeIdentity, dict[int, uuid.UUID]]:
-    async with pool.connection() as connection:
+async def read_identity(
+    pool: Pool, *, gated: bool = True
+) -> tuple[LakeIdentity, dict[int, uuid.UUID]]:
+    """The lake, and its histories by serial. `gated=False` reads it in a rewound catalog too: who
+    the lake is does not change with its lines of history."""
+
+    async with pool.connection(gated=gated) as connection:
         with reading():
             lake = await connection.fetchrow(
                 "SELECT lake_id, token_secret, history_serial FROM lake"

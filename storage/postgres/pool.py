@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -11,7 +12,10 @@ import asyncpg
 
 from lakebus.errors import StartRefused
 from storage.postgres.failures import connecting
+from storage.postgres.rewind import HistoryGuard
 from storage.tables import SCHEMA
+
+_log = logging.getLogger(__name__)
 
 #: Session settings of every role that locks (B11: a paused client is ended after 3 s) and writes
 #: (A1: the server's own setting for synchronous_commit does not matter).
@@ -31,6 +35,8 @@ _SESSION = {
 TRANSACTION_TIMEOUT_SINCE = 17
 #: Sessions that lock: with the time it takes to notice, below the 3 s of contract B11.
 LOCKING_TRANSACTION_MS = 2_500
+#: How long the connection of a cancelled call may take to say that its statement has ended.
+RELEASE_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +53,11 @@ class PoolSettings:
 class Pool:
     """A small asyncpg pool that opens lazily and maps failures to lakebus errors."""
 
-    def __init__(self, dsn: str, *, name: str, settings: PoolSettings) -> None:
+    def __init__(
+        self, dsn: str, *, name: str, settings: PoolSettings, guard: HistoryGuard | None = None
+    ) -> None:
         self._dsn = dsn
+        self._guard = guard
         self._name = name
         self._settings = settings
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
@@ -76,26 +85,49 @@ class Pool:
             pool, self._pool = self._pool, None
             pool.terminate()
 
+    async def renew(self) -> None:
+        """Lets no connection that exists now be used again; those in use end with their call."""
+
+        if self._pool is not None:
+            await self._pool.expire_connections()
+
     async def _prepare(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
         await connection.set_type_codec(
             "jsonb", encoder=json.dumps, decoder=json.loads, schema="pg_catalog", format="text"
         )
+        if self._guard is not None:
+            await self._guard.admit(connection)
         bound = self._settings.transaction_ms
         if bound is not None and connection.get_server_version().major >= TRANSACTION_TIMEOUT_SINCE:
             await connection.execute(f"SET transaction_timeout = {bound}")
 
     @asynccontextmanager
-    async def connection(self) -> AsyncIterator[asyncpg.pool.PoolConnectionProxy[asyncpg.Record]]:
-        """A connection for one call or a few. Raises Unavailable when none is to be had in time."""
+    async def connection(
+        self, *, gated: bool = True
+    ) -> AsyncIterator[asyncpg.pool.PoolConnectionProxy[asyncpg.Record]]:
+        """A connection for one call or a few. Raises Unavailable when none is to be had in time,
+        and HistoryRewound for a catalog that went back in time, unless told to look all the same
+        (`gated=False`)."""
 
-        if self._pool is None:
+        pool = self._pool
+        if pool is None:
             raise RuntimeError(f"the pool {self._name} is not open")
+        guard = self._guard if gated else None
+        if guard is not None:
+            guard.refuse()
         with connecting():
-            connection = await self._pool.acquire(timeout=self._settings.connect_ms / 1000)
+            connection = await pool.acquire(timeout=self._settings.connect_ms / 1000)
         try:
+            if guard is not None:
+                guard.refuse()  # making the connection may have shown it
             yield connection
         finally:
-            await self._pool.release(connection)
+            try:
+                await pool.release(connection, timeout=RELEASE_S)
+            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+                # A silent connection does not even answer that its statement was cancelled. The
+                # pool has ended it; what the call itself met is the outcome, not this.
+                _log.warning("a %s connection was thrown away: %r", self._name, error)
 
 
 async def _keep_session(_connection: asyncpg.Connection[asyncpg.Record]) -> None:

@@ -62,6 +62,7 @@ async def purge(
     await steps.truth("SELECT rotate_keys($1)", window)
     trimmed = await steps.call("SELECT * FROM trim_log($1, $2)", window, LOG_ROWS_A_STEP)
     payload_keys = list(trimmed["payload_keys"]) if trimmed is not None else []
+    # failpoint: purging.after_trim
     if object_store is not None:
         # The rows are gone first: a crash in between leaves objects nobody names, never a name
         # without its object.

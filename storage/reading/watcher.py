@@ -18,10 +18,9 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import logging
-import random
 from collections.abc import AsyncIterator, Callable
 
-from lakebus.clock import Clock, SystemClock
+from lakebus.clock import SYSTEM_CHANCE, Chance, Clock, SystemClock
 from lakebus.errors import HistoryRewound, LakebusError, Unavailable, VisibilityTimeout
 from lakebus.tokens import VisibilityToken
 from storage.catalog.interface import Catalog, Head
@@ -49,6 +48,7 @@ class HeadWatcher:
     """`listen` gives wake-ups for ever (see `postgres_listener`); without it the poll does all.
 
     `on_head` is called with every newer head, so that others can prepare for it (the manifest).
+    `refuse` raises HistoryRewound while the catalog must not be served.
     """
 
     def __init__(
@@ -60,7 +60,11 @@ class HeadWatcher:
         read_s: float = 5.0,
         clock: Clock | None = None,
         on_head: Callable[[Head], None] | None = None,
+        chance: Chance = SYSTEM_CHANCE,
+        refuse: Callable[[], None] | None = None,
     ) -> None:
+        self._chance = chance
+        self._refuse = refuse
         self._catalog = catalog
         self._listen = listen
         self._poll_s = poll_s
@@ -84,8 +88,14 @@ class HeadWatcher:
         return len(self._room)
 
     def head_within(self, staleness_s: float) -> Head | None:
-        """The newest head, if the read that last confirmed it started at most so long ago."""
+        """The newest head, if the read that last confirmed it started at most so long ago.
 
+        Raises what `refuse` raises: of a catalog that went back in time not even an old head is
+        given.
+        """
+
+        if self._refuse is not None:
+            self._refuse()
         if self._clock.monotonic_s() - self._read_started_s > staleness_s:
             return None
         return self._head
@@ -196,6 +206,10 @@ class HeadWatcher:
             self._look.clear()
             try:
                 await self.fresh_head()
+            except HistoryRewound as error:
+                # Nothing will be covered before an operator has decided.
+                self._room.wake_all(error)
+                await self._pause()
             except LakebusError as error:
                 _log.warning("the head cannot be read: %s", error)
                 await self._pause()
@@ -205,7 +219,7 @@ class HeadWatcher:
 
     async def _pause(self) -> None:
         # The waiters keep their deadlines; jitter keeps many replicas apart.
-        await asyncio.sleep(self._poll_s * (0.5 + random.random() / 2))
+        await asyncio.sleep(self._poll_s * (0.5 + self._chance.jitter() / 2))
         if len(self._room):
             self._look.set()
 

@@ -19,8 +19,12 @@ from lakebus.clock import new_uuid
 from storage.bus.interface import IngestBus, NewEntry
 from storage.bus.settings import BusSettings
 from storage.catalog.interface import Catalog
+from storage.files.objects import MemoryObjectStore
 from storage.postgres import PostgresLake
+from storage.postgres.accepting import connection_to
+from storage.postgres.rewind import GuardSettings, examine, settle
 from storage.rows.segment import EntryPart
+from tests.conformance.contents import Contents, read_contents, write_contents
 from tests.conformance.harness import Capability, LakeHarness, LakeView, rows_of
 from tests.conformance.wire import Wire
 from tests.postgres_server import (
@@ -34,6 +38,10 @@ from tests.postgres_server import (
 _IS_LOCAL = EXTERNAL_VARIABLE not in os.environ
 
 
+#: Behind a wire, nothing but the test talks.
+_QUIET = GuardSettings(marker_s=3_600, check_s=3_600)
+
+
 class PostgresHarness(LakeHarness):
     """`second` and `restart` open pools of their own; `wire` stands between where a test asks."""
 
@@ -44,6 +52,7 @@ class PostgresHarness(LakeHarness):
             Capability.FOREIGN_TRANSACTIONS,
             Capability.REMOVE_INTENT,
             Capability.EXPIRE_SNAPSHOTS,
+            Capability.RESTORE,
             *((Capability.CRASH_SERVER,) if _IS_LOCAL else ()),
         }
     )
@@ -51,11 +60,18 @@ class PostgresHarness(LakeHarness):
     def __init__(self, settings: BusSettings, dsn: str) -> None:
         super().__init__(settings)
         self._dsn = dsn
+        self._store = MemoryObjectStore()
         self._main: PostgresLake | None = None
         self._others: list[PostgresLake] = []
         self._wires: list[Wire] = []
         self._observer: asyncpg.Connection[asyncpg.Record] | None = None
         self._looking = asyncio.Lock()
+
+    @property
+    def dsn(self) -> str:
+        """For tests that look behind the interface."""
+
+        return self._dsn
 
     @property
     def bus(self) -> IngestBus:
@@ -83,17 +99,44 @@ class PostgresHarness(LakeHarness):
         if self._observer is not None:
             self._observer.terminate()
 
-    async def _open(self, dsn: str) -> PostgresLake:
-        return await PostgresLake.open(dsn, bus_settings=self.settings)
+    async def _open(self, dsn: str, *, guard: GuardSettings | None = None) -> PostgresLake:
+        return await PostgresLake.open(
+            dsn, bus_settings=self.settings, object_store=self._store, guard_settings=guard
+        )
 
     async def second(self) -> LakeView:
         self._others.append(await self._open(self._dsn))
         return _view(self._others[-1])
 
     async def restart(self) -> None:
+        await self._leave()
+        await self.start()
+
+    async def _leave(self) -> None:
         for lake in (*self._others, self._lake):
             await lake.close()
         self._others.clear()
+
+    async def take_backup(self) -> Contents:
+        return await read_contents(await self._observing())
+
+    async def restore(self, backup: Contents) -> None:
+        """The tables and counters are the backup's again; the object store is as it is. Then what
+        an operator does: accept the loss."""
+
+        await self._leave()
+        await write_contents(await self._observing(), backup)
+        async with connection_to(self._dsn) as connection:
+            found = await examine(connection, store=self._store)
+            assert found.state is not None
+            settled = await settle(
+                connection,
+                store=self._store,
+                bus_settings=self.settings,
+                accept=uuid.UUID(found.state["history_id"]),
+                reason="restore",
+            )
+        assert settled.verdict == "began"
         await self.start()
 
     async def advance_s(self, seconds: float) -> None:
@@ -119,14 +162,14 @@ class PostgresHarness(LakeHarness):
 
         wire, dsn = await self._wired()
         self._others.append(self._lake)
-        self._main = await self._open(dsn)
+        self._main = await self._open(dsn, guard=_QUIET)
         await _warm(_view(self._main))
         wire.lose_next_reply()
 
     @asynccontextmanager
     async def paused_client(self, *, chunks: int, withhold_bytes: int) -> AsyncIterator[LakeView]:
         wire, dsn = await self._wired()
-        lake = await self._open(dsn)
+        lake = await self._open(dsn, guard=_QUIET)
         try:
             await _warm(_view(lake))
             wire.pause(chunks=chunks, withhold_bytes=withhold_bytes)

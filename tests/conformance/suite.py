@@ -11,4 +11,5 @@ from tests.conformance.publication_time import *  # noqa: F403
 from tests.conformance.querying import *  # noqa: F403
 from tests.conformance.reading import *  # noqa: F403
 from tests.conformance.restart import *  # noqa: F403
+from tests.conformance.restore import *  # noqa: F403
 from tests.conformance.write_intents import *  # noqa: F403

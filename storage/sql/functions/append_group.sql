@@ -59,6 +59,7 @@ BEGIN
     PERFORM pg_advisory_xact_lock_shared(7201, 0);
     PERFORM pg_advisory_xact_lock_shared(7202, t.table_id)
         FROM (SELECT DISTINCT unnest(p_ref_tables) AS table_id ORDER BY 1) t;
+    -- failpoint: append_group.after_locks
     SELECT * INTO v_state FROM bus_state;
     statuses := array_fill(0::smallint, ARRAY[cardinality(p_targets)]);
 
@@ -103,6 +104,7 @@ BEGIN
     END IF;
 
     v_segment := nextval('segment_number');
+    -- failpoint: append_group.before_keys
     IF v_key_count > 0 THEN
         IF v_state.key_ring = 0 THEN
             WITH won AS (
@@ -135,6 +137,7 @@ BEGIN
           INTO statuses FROM unnest(statuses) WITH ORDINALITY AS s (status, n);
     END IF;
 
+    -- failpoint: append_group.after_keys
     SELECT count(*), sum(p_entry_bytes[s.n]) INTO v_count, v_group_bytes
       FROM unnest(statuses) WITH ORDINALITY AS s (status, n) WHERE s.status = 0;
     IF v_count = 0 THEN
@@ -159,10 +162,12 @@ BEGIN
         INSERT INTO bus_segment_3 VALUES (v_segment, p_payload);
     END IF;
 
+    -- failpoint: append_group.after_segment
     SELECT l.history_serial INTO history_serial FROM lake l;
     UPDATE bus_shard b
        SET next_append = b.next_append + v_count, appended_bytes = b.appended_bytes + v_group_bytes
      WHERE b.shard = p_shard RETURNING b.next_append - v_count INTO lo;
+    -- failpoint: append_group.after_counter
     accepted_at := clock_timestamp();
     expires_at := accepted_at + p_window;
 
@@ -179,6 +184,7 @@ BEGIN
              WHERE statuses[r.entry] = 0)
       FROM unnest(statuses) WITH ORDINALITY AS s (status, n) WHERE s.status = 0;
 
+    -- failpoint: append_group.after_log
     IF cardinality(p_reject_entries) > 0 THEN
         INSERT INTO bus_quarantine (kind, history_serial, shard, position, principal_id, target,
                                     table_ids, rows, reason, attempts, by_crash, created_at, payload)
@@ -191,4 +197,5 @@ BEGIN
                AS r (entry, table_id, row_count, document)
          WHERE statuses[r.entry] = 0;
     END IF;
+    -- failpoint: append_group.after_rejects
 END $$;

@@ -38,7 +38,9 @@ DECLARE
     v_quarantined bigint;
     v_condemned bigint := 0;
 BEGIN
+    -- failpoint: publish.before_head_lock
     SELECT * INTO v_head FROM lake FOR UPDATE;
+    -- failpoint: publish.after_head_lock
     SELECT s.snapshot_id, s.published_at, s.summary -> 'outcomes', s.watermark
       INTO publish.snapshot_id, publish.published_at, publish.outcomes, publish.watermark
       FROM snapshot s WHERE s.publication_id = p_publication_id;
@@ -46,6 +48,7 @@ BEGIN
         RETURN;
     END IF;
 
+    -- failpoint: publish.after_record_lookup
     FOR v_commit IN SELECT c FROM jsonb_array_elements(p_commits) c
                      ORDER BY (c ->> 'lease_id')::bigint LOOP
         v_outcome := 'published';
@@ -55,6 +58,7 @@ BEGIN
             AND b.shard = (v_commit ->> 'shard')::integer
             AND b.lo = (v_commit ->> 'lo')::bigint AND b.hi = (v_commit ->> 'hi')::bigint
             FOR UPDATE;
+        -- failpoint: publish.after_fence
         -- A second commit of one lease in one publication lost it to the first.
         IF NOT FOUND OR v_commit ->> 'lease_id' = ANY (v_leases) THEN
             v_outcome := 'lease_lost';
@@ -63,6 +67,7 @@ BEGIN
               FROM jsonb_array_elements(v_commit -> 'files') f;
             SELECT count(*) INTO v_count FROM (
                 SELECT 1 FROM write_intent w WHERE w.file_id = ANY (v_files) FOR UPDATE) locked;
+            -- failpoint: publish.after_intent_locks
             IF v_count <> cardinality(v_files) THEN
                 v_outcome := 'intent_lost';
             ELSE
@@ -77,6 +82,7 @@ BEGIN
                 ELSE
                     v_condemned := v_condemned + v_quarantined;
                     DELETE FROM write_intent w WHERE w.file_id = ANY (v_files);
+                    -- failpoint: publish.after_intents_consumed
                     v_accepted := v_accepted || v_commit;
                     v_leases := v_leases || (v_commit ->> 'lease_id');
                 END IF;
@@ -85,6 +91,7 @@ BEGIN
         v_outcomes := v_outcomes || jsonb_build_object(v_commit ->> 'commit_id', v_outcome);
     END LOOP;
 
+    -- failpoint: publish.after_outcomes
     outcomes := v_outcomes;
     watermark := v_head.watermark;
     IF cardinality(v_accepted) = 0 THEN
@@ -111,12 +118,14 @@ BEGIN
                'files_added', files, 'rows_added', rows, 'bytes_added', size_bytes)), '{}')
       INTO v_tables FROM by_table;
 
+    -- failpoint: publish.after_files
     INSERT INTO published_range (shard, lo, hi, snapshot_id, commit_id, owner, published_at)
     SELECT (c ->> 'shard')::integer, (c ->> 'lo')::bigint, (c ->> 'hi')::bigint,
            publish.snapshot_id, (c ->> 'commit_id')::uuid, (c ->> 'owner')::uuid,
            publish.published_at
       FROM unnest(v_accepted) c;
 
+    -- failpoint: publish.after_ranges
     INSERT INTO bus_quarantine (kind, history_serial, shard, position, principal_id, target,
                                 table_ids, rows, reason, attempts, by_crash, created_at, payload)
     SELECT 'entry', l.history_serial, l.shard, q.position, l.principals[q.place],
@@ -133,13 +142,16 @@ BEGIN
                AND l.lo >= (e ->> 'position')::bigint - 32767) q
       JOIN bus_log l ON l.shard = q.shard AND l.lo = q.lo;
 
+    -- failpoint: publish.after_quarantine
     DELETE FROM bus_lease b USING unnest(v_accepted) c
      WHERE b.lease_id = (c ->> 'lease_id')::bigint;
 
+    -- failpoint: publish.after_leases
     FOR v_shard, v_count IN
         SELECT (c ->> 'shard')::integer, sum((c ->> 'range_bytes')::bigint)
           FROM unnest(v_accepted) c GROUP BY 1 ORDER BY 1 LOOP
         UPDATE bus_done d SET terminal_bytes = d.terminal_bytes + v_count WHERE d.shard = v_shard;
+        -- failpoint: publish.after_done
         v_mark := watermark[v_shard + 1];
         LOOP
             SELECT p.hi INTO v_next FROM published_range p
@@ -150,12 +162,16 @@ BEGIN
         watermark[v_shard + 1] := greatest(watermark[v_shard + 1], v_mark);
     END LOOP;
 
+    -- failpoint: publish.after_watermark
     INSERT INTO snapshot (snapshot_id, parent_id, history_serial, published_at, operation,
                           watermark, summary, publication_id)
     VALUES (publish.snapshot_id, v_head.snapshot_id, v_head.history_serial, publish.published_at,
             'append', publish.watermark,
             jsonb_build_object('tables', v_tables, 'outcomes', v_outcomes), p_publication_id);
+    -- failpoint: publish.after_snapshot
     UPDATE lake SET snapshot_id = publish.snapshot_id, published_at = publish.published_at,
                     publish_count = lake.publish_count + 1, watermark = publish.watermark;
+    -- failpoint: publish.after_head
     PERFORM pg_notify('lakebus_head', publish.snapshot_id::text);
+    -- failpoint: publish.after_notify
 END $$;

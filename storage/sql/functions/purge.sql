@@ -23,9 +23,12 @@ BEGIN
     IF NOT v_empty THEN
         RETURN false;
     END IF;
+    -- failpoint: rotate_segments.before_fence
     PERFORM pg_advisory_xact_lock(7201, 0);
+    -- failpoint: rotate_segments.after_fence
     UPDATE bus_state SET segment_ring = v_next, segment_ring_since = clock_timestamp()
      WHERE segment_ring = v_state.segment_ring;
+    -- failpoint: rotate_segments.after_state
     UPDATE bus_ring r SET left_at = clock_timestamp(), terminal_at = NULL, left_positions =
         (SELECT array_agg(s.next_append ORDER BY s.shard) FROM bus_shard s)
      WHERE r.kind = 'segment' AND r.ring = v_state.segment_ring;
@@ -46,12 +49,15 @@ BEGIN
     IF NOT FOUND THEN
         RETURN false;
     END IF;
+    -- failpoint: truncate_segments.after_check
     EXECUTE format('SELECT EXISTS (SELECT 1 FROM bus_segment_%s)', p_ring) INTO v_filled;
     IF v_filled THEN
         EXECUTE format('TRUNCATE bus_segment_%s', p_ring);
     END IF;
+    -- failpoint: truncate_segments.after_truncate
     UPDATE bus_ring r SET left_at = NULL, left_positions = NULL
      WHERE r.kind = 'segment' AND r.ring = p_ring;
+    -- failpoint: truncate_segments.after_bookkeeping
     RETURN v_filled;
 END $$;
 
@@ -72,9 +78,12 @@ BEGIN
     IF NOT v_empty THEN
         RETURN false;
     END IF;
+    -- failpoint: rotate_keys.before_fence
     PERFORM pg_advisory_xact_lock(7201, 0);
+    -- failpoint: rotate_keys.after_fence
     UPDATE bus_state SET key_ring = v_next, key_ring_since = clock_timestamp()
      WHERE key_ring = v_state.key_ring;
+    -- failpoint: rotate_keys.after_state
     UPDATE bus_ring r SET left_at = clock_timestamp(), terminal_at = NULL, left_positions =
         (SELECT array_agg(s.next_append ORDER BY s.shard) FROM bus_shard s)
      WHERE r.kind = 'key' AND r.ring = v_state.key_ring;
@@ -104,12 +113,15 @@ BEGIN
     IF NOT FOUND THEN
         RETURN false;
     END IF;
+    -- failpoint: truncate_keys.after_check
     EXECUTE format('SELECT EXISTS (SELECT 1 FROM idem_%s)', p_ring) INTO v_filled;
     IF v_filled THEN
         EXECUTE format('TRUNCATE idem_%s', p_ring);
     END IF;
+    -- failpoint: truncate_keys.after_truncate
     UPDATE bus_ring r SET began_at = NULL, left_at = NULL, left_positions = NULL, terminal_at = NULL
      WHERE r.kind = 'key' AND r.ring = p_ring;
+    -- failpoint: truncate_keys.after_bookkeeping
     RETURN v_filled;
 END $$;
 

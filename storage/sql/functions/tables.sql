@@ -58,6 +58,7 @@ CREATE OR REPLACE FUNCTION alter_table(
 DECLARE
     v_table lake_table;
     v_last integer;
+    v_floor integer;
     v_columns jsonb := '[]';
     v_column jsonb;
 BEGIN
@@ -72,7 +73,10 @@ BEGIN
         version := v_table.version;
         RETURN;
     END IF;
-    v_last := v_table.last_column_id;
+    -- Versions and column ids begin anew far above in each line of history: a lost line may have
+    -- given the next ones to something else, and processes remember schemas by them (F3).
+    SELECT (l.history_serial - 1) * 10000 INTO v_floor FROM lake l;
+    v_last := greatest(v_table.last_column_id, v_floor);
     FOR v_column IN SELECT c FROM jsonb_array_elements(p_definition -> 'columns') c LOOP
         IF (v_column ->> 'column_id')::integer = 0 THEN
             v_last := v_last + 1;
@@ -81,7 +85,7 @@ BEGIN
         v_columns := v_columns || v_column;
     END LOOP;
     outcome := 'altered';
-    version := v_table.version + 1;
+    version := greatest(v_table.version, v_floor) + 1;
     definition := jsonb_set(p_definition, '{columns}', v_columns);
     snapshot_id := next_snapshot(p_publication_id, 'alter', jsonb_build_object('tables',
         jsonb_build_object(p_table_id::text, jsonb_build_object('version', version))));
