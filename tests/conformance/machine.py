@@ -26,7 +26,6 @@ from typing import Any, ClassVar, TypeVar
 import hypothesis.strategies as st
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import (
-    RuleBasedStateMachine,
     initialize,
     precondition,
     rule,
@@ -45,6 +44,7 @@ from tests.conformance.harness import (
     LakeHarness,
     entry_of,
 )
+from tests.conformance.machine_rules import MoreRules
 from tests.conformance.model import LakeModel
 from tests.conformance.worker import Worker
 
@@ -80,7 +80,7 @@ def run_machine(backend: Backend, *, histories: int, steps: int) -> None:
     )
 
 
-class LakeMachine(RuleBasedStateMachine):
+class LakeMachine(MoreRules):
     """The rules. `held` are claims that the model gave to a worker, alive or not."""
 
     chosen_backend: ClassVar[Backend]
@@ -211,8 +211,7 @@ class LakeMachine(RuleBasedStateMachine):
         for _, other in self.held:
             if _overlap(other, claim):
                 assert self.run(self.lake.bus.renew([other.lease])) == []
-        self.model.take_claim(claim, self.run(worker.read(claim)))
-        self.held.append((worker, claim))
+        self.take_claim(worker, claim)
         if stage:  # ready to be sent, and sent perhaps long after the lease was lost
             self.run(self._stage([(worker, claim)], quarantine=False))
 
@@ -256,24 +255,25 @@ class LakeMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.held and Capability.LOST_REPLIES in self.lake.capabilities)
     @rule(data=st.data())
     def publish_unheard(self, data: st.DataObject) -> None:
-        chosen = [data.draw(st.sampled_from(self.held))]
+        commits = self.run(self._stage([data.draw(st.sampled_from(self.held))], quarantine=False))
+        if not commits:  # nothing would be sent, and the loss would hit something later
+            return
         publication_id = new_uuid()
 
-        async def publish() -> tuple[list[Commit], Published | None]:
+        async def publish() -> Published | None:
             await self.lake.lose_next_reply("publish")
-            commits = await self._stage(chosen, quarantine=False)
             try:
-                return commits, await self.lake.catalog.publish(publication_id, commits)
+                return await self.lake.catalog.publish(publication_id, commits)
             except OutcomeUnknown:
                 pass
             for _ in range(100):
                 try:
-                    return commits, await self.lake.catalog.publish_outcome(publication_id)
+                    return await self.lake.catalog.publish_outcome(publication_id)
                 except Unavailable:
                     await self.lake.advance_s(0.02)
             raise AssertionError("the catalog never answered again")
 
-        commits, published = self.run(publish())
+        published = self.run(publish())
         if published is None:  # it did not happen, or did nothing: sending it again is safe
             published = self.run(self.lake.catalog.publish(publication_id, commits))
         self._take(publication_id, commits, published)
@@ -310,14 +310,14 @@ class LakeMachine(RuleBasedStateMachine):
 
     @rule()
     def look(self) -> None:
-        self.run(self.model.check(self.lake, self.tables))
+        self.run(self.check())
 
     # --- steps that several rules share -------------------------------------------------------
 
     def _entry(self, ordering: int, rows: int, *, both: bool, keyed: bool) -> NewEntry:
         number = next(self._numbers)
         return entry_of(
-            self.tables if both else self.tables[number % 2],
+            self.tables if both else self.tables[number % len(self.tables)],
             [number * 10 + n for n in range(rows)],
             key=f"k{number}" if keyed else None,
             ordering_key=str(ordering),
@@ -339,13 +339,27 @@ class LakeMachine(RuleBasedStateMachine):
                 self.held.remove((worker, claim))
         return commits
 
+    def publish_doomed(self, worker: Worker, claim: Claim) -> None:
+        """What a coordinator does with an entry that failed alone often enough (B8)."""
+
+        publication_id = new_uuid()
+        staging = worker.stage(claim, quarantine=[claim.lease.lo], by_crash=True)
+        try:
+            commits = [self.run(staging)]
+        except LeaseLost:
+            return
+        published = self.run(self.lake.catalog.publish(publication_id, commits))
+        self._take(publication_id, commits, published)
+
     def _take(self, publication_id: uuid.UUID, commits: list[Commit], published: Published) -> None:
         if self.model.take_publication(commits, published):
             self.publications.append((publication_id, commits, published))
-        self.run(self.model.check(self.lake, self.tables))
+        self.run(self.check())
 
     async def _end(self) -> None:
-        await self.model.check_drained(self.lake, self.tables, await self.lake.drain())
+        await self.model.check_drained(self.lake, self.living, await self.lake.drain())
+        if self.backup is not None:
+            await self.check_restored(self.backup)
 
 
 def _overlap(a: Claim, b: Claim) -> bool:
