@@ -193,6 +193,24 @@ async def test_A3_a_replay_survives_a_schema_change(lake: Server) -> None:
     assert lake.entries == 1
 
 
+async def test_A3_a_replay_is_compared_under_the_schema_of_its_first_acceptance(
+    lake: Server,
+) -> None:
+    """The body still fits, and today its names mean other columns."""
+
+    first = await lake.send(ROWS, key="k1")
+    for change in (
+        {"drop_columns": ["note"]},
+        {"add_columns": [{"name": "note", "type": "varchar"}]},
+    ):
+        changed = await lake.http.patch("/v1/tables/events", json=change, headers=lake.headers())
+        assert changed.status_code == 200, changed.text
+    again = await lake.send(ROWS, key="k1")
+    assert again.status_code == 202, again.text
+    assert again.json()["receipt"] == first.json()["receipt"]
+    assert lake.entries == 1
+
+
 async def test_A3_a_replay_survives_a_drop(lake: Server) -> None:
     first = await lake.send(ROWS, key="k1")
     await lake.publish()

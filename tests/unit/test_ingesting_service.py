@@ -99,10 +99,13 @@ async def test_A12_a_stale_schema_is_looked_at_again_and_again_but_not_for_ever(
 
 async def test_A6_a_bus_that_does_not_answer_in_time_is_an_unknown_outcome(lake: Server) -> None:
     waiting = asyncio.Event()
-    ingest = service(lake, ScriptedBus(lake.lake, [waiting.wait]))
-    asked = request(b'[{"id": 1}]', deadline_s=time.monotonic() + 0.05)
+    bus = ScriptedBus(lake.lake, [waiting.wait])
+    ingest = service(lake, bus)
+    await service(lake, lake.bus).ingest(request(b'[{"id": 0}]'))  # the first decoding takes longer
+    asked = request(b'[{"id": 1}]', deadline_s=time.monotonic() + 0.5)
     sending = asyncio.create_task(ingest.ingest(asked))
-    await asyncio.sleep(0.01)
+    while not bus.seen and not sending.done():
+        await asyncio.sleep(0)
     assert 0 < ingest.oldest_append_s < 5
     with pytest.raises(OutcomeUnknown):
         await sending
