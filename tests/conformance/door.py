@@ -203,6 +203,14 @@ async def test_A10_a_refused_entry_leaves_no_rejected_rows(
         entry_of(table, [1], key="k", rejects=rejects),
     ):
         assert not isinstance(await lake.bus.append(entry), Accepted)
+    # Nor does one whose neighbours in the group are accepted.
+    await asyncio.gather(
+        lake.bus.append(entry_of(table, [3], ordering_key="one")),
+        lake.bus.append(
+            entry_of(table, [2], schema_version=9, rejects=rejects, ordering_key="one")
+        ),
+        lake.bus.append(entry_of(table, [4], ordering_key="one")),
+    )
     assert list(await lake.bus.quarantine_items()) == []
 
 

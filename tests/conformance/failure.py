@@ -53,6 +53,18 @@ async def test_B8_a_failed_range_is_halved_too_and_both_halves_wait(
     assert {(c.attempt, c.last_error) for c in halves} == {(1, "cannot be read")}
 
 
+async def test_B8_a_range_that_failed_gets_a_short_lease(open_lake: OpenLake) -> None:
+    lake = await open_lake(lease_ttl_ms=20_000)
+    table = await lake.create()
+    await lake.accept_many(table, 2)
+    worker = lake.worker()
+    claim = await worker.claim()
+    assert claim.ttl_s > lake.settings.isolation_ttl_ms / 1000
+    await lake.bus.nack(claim.lease, error="failed", delay_s=0)
+    again = await lake.claim_within(SOON_S, worker)
+    assert 0 < again.ttl_s <= lake.settings.isolation_ttl_ms / 1000
+
+
 async def test_B8_halving_ends_with_the_poison_alone_and_its_neighbours_published(
     open_lake: OpenLake,
 ) -> None:

@@ -229,6 +229,19 @@ async def test_A6_an_unknown_outcome_is_resolved_by_the_key(
     assert sorted(rows.values()) == [1, 2]
 
 
+async def test_A10_rejected_rows_are_there_though_the_reply_was_lost(
+    lake: LakeHarness, table: TableSchema
+) -> None:
+    lake.needs(Capability.LOST_REPLIES)
+    rejects = RejectSet(table.table_id, table.version, rows=2, document=b"[]")
+    entry = entry_of(table, [1], key="k", rejects=[rejects])
+    await lake.lose_next_reply("append")
+    with pytest.raises(OutcomeUnknown):
+        await lake.bus.append(entry)
+    await _append_again(lake, entry)
+    assert [item.rows for item in await lake.bus.quarantine_items()] == [2]
+
+
 async def _append_again(lake: LakeHarness, entry: NewEntry) -> AppendOutcome:
     """As a client does: again until there is an answer."""
 

@@ -216,6 +216,49 @@ async def test_C3_the_watermark_is_the_longest_terminal_prefix_and_never_falls(
     assert reached == [0, 0, 2, 2, 5]
 
 
+async def test_C3_publishing_on_one_shard_leaves_the_others_where_they_are(
+    open_lake: OpenLake,
+) -> None:
+    lake = await open_lake(claim_entries_max=1, lease_ttl_ms=20_000)
+    table = await lake.create()
+    places = {
+        (await lake.accept(entry_of(table, [n], ordering_key=str(n)))).shard for n in range(9)
+    }
+    assert len(places) > 1
+    worker = lake.worker()
+    claims = [await worker.claim() for _ in range(9)]
+    # One shard after the other, in turns: each step starts from a head that the last one made.
+    claims.sort(key=lambda claim: (claim.lease.lo, claim.lease.shard))
+    before = dict((await lake.catalog.head()).watermark)
+    for claim in claims:
+        published = await worker.publish(await worker.stage(claim))
+        before[claim.lease.shard] = claim.lease.hi
+        assert dict(published.watermark) == before
+        assert dict((await lake.catalog.head()).watermark) == before
+
+
+async def test_D12_ranges_are_told_by_the_snapshots_that_published_them(
+    open_lake: OpenLake,
+) -> None:
+    lake = await open_lake(claim_entries_max=2, lease_ttl_ms=20_000)
+    table = await lake.create()
+    shard = (await lake.accept_many(table, 8))[0].shard
+    worker = lake.worker()
+    commits = [await worker.stage(await worker.claim()) for _ in range(4)]
+    made: list[tuple[int, int]] = []
+    for n in (2, 0, 3, 1):  # by place in the shard, not in the order of publication
+        snapshot_id = (await worker.publish(commits[n])).snapshot_id
+        assert snapshot_id is not None
+        made.append((2 * n, snapshot_id))
+    first, last = made[0][1], made[-1][1]
+    for after in range(first - 1, last + 1):
+        for until in range(after, last + 1):
+            found = await lake.catalog.published_ranges(after=after, until=until)
+            wanted = sorted((lo, s) for lo, s in made if after < s <= until)
+            told = [(one.shard, one.lo, one.hi, one.snapshot_id) for one in found]
+            assert told == [(shard, lo, lo + 2, s) for lo, s in wanted]
+
+
 # --- C5, C7 ---------------------------------------------------------------------------------------
 
 

@@ -181,6 +181,30 @@ async def test_C6_file_and_directories_are_synced_before_the_put_returns(
     store.close()
 
 
+async def test_C6_a_temporary_name_is_synced_before_it_becomes_the_object(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = LocalObjectStore(tmp_path)
+    store._unnamed_files = False
+    await store.put_new("warm", b"x")
+    synced: list[tuple[str, bool]] = []
+
+    def fsync(handle: int, real: Callable[[int], None] = os.fsync) -> None:
+        name = os.readlink(f"/proc/self/fd/{handle}")
+        what = "file" if name.endswith(".tmp") else "folder"
+        synced.append((what, "one" in os.listdir(tmp_path)))
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    await store.put_new("one", b"x")
+    assert synced == [("file", False), ("folder", True)]
+    with pytest.raises(ObjectExists):
+        await store.put_new("one", b"y")
+    assert await store.get("one") == b"x"
+    assert sorted(os.listdir(tmp_path)) == ["one", "warm"]
+    store.close()
+
+
 @pytest.mark.parametrize("unnamed", [True, False])
 @pytest.mark.parametrize("call", ["write", "fsync", "link"])
 async def test_C6_a_put_that_fails_leaves_no_object_and_no_rest(

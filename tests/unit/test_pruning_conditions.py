@@ -268,6 +268,20 @@ def test_D11_a_column_without_statistics_keeps_the_file() -> None:
     assert predicate.keeps({1: ColumnStatistics(0, "unreadable", "text")}, 10)
 
 
+@pytest.mark.parametrize(
+    "condition",
+    ["i = 15", "i IN (15, 16)", "i IS NULL", "i IS NOT NULL", "i < 3", "v LIKE 'k%'", "NOT b"],
+)
+def test_D11_a_column_added_later_keeps_the_files_from_before(condition: str) -> None:
+    file = DataFile(uuid.UUID(int=9), 1, 1, "9", 10, 1, "", {})
+    found = _parser.execute(
+        "select json_serialize_sql(?::varchar)", [f"from t where {condition}"]
+    ).fetchall()
+    predicate = table_predicates(json.loads(found[0][0]), None, {"t": T})["t"]
+    assert predicate is not None
+    assert prune([file], predicate) == [file]
+
+
 def test_D11_a_name_that_may_mean_two_tables_restricts_neither_wrongly() -> None:
     schemas = {"t": T, "space.t": NAMESPACED}
     sql = "select * from space.t where i = 15"

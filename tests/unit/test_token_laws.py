@@ -81,6 +81,15 @@ def test_D6_many_tokens_merge_in_any_order(many: list[VisibilityToken], random: 
     assert (merge_all(many) is None) == (not many)
 
 
+def test_D3_a_token_is_covered_from_its_floor_and_all_its_positions_on() -> None:
+    token = VisibilityToken(uuid.UUID(int=1), floor=5, positions={0: 3, 1: 2})
+    assert token.covered_by(5, {0: 3, 1: 2})
+    assert token.covered_by(9, {0: 4, 1: 9, 2: 1})
+    assert not token.covered_by(4, {0: 3, 1: 2})
+    assert not token.covered_by(9, {0: 2, 1: 9})
+    assert not token.covered_by(9, {0: 3})
+
+
 def test_D6_tokens_of_two_histories_do_not_merge() -> None:
     other = VisibilityToken(uuid.UUID(int=8, version=4))
     with pytest.raises(ValueError, match="histories"):
