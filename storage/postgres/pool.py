@@ -35,6 +35,8 @@ _SESSION = {
 TRANSACTION_TIMEOUT_SINCE = 17
 #: Sessions that lock: with the time it takes to notice, below the 3 s of contract B11.
 LOCKING_TRANSACTION_MS = 2_500
+#: For the way of an answer: beyond the server's own bound, the outcome is unknown.
+_ANSWER_S = 2.0
 #: How long the connection of a cancelled call may take to say that its statement has ended.
 RELEASE_S = 1.0
 
@@ -48,6 +50,14 @@ class PoolSettings:
     connect_ms: int = 5_000
     statement_ms: int = 30_000
     transaction_ms: int | None = None
+
+    @property
+    def command_s(self) -> float:
+        """How long a call is waited for: a little longer than the server lets it live. A connection
+        that fell silent must not hold up a shard's group, or the publisher, for longer (B11)."""
+
+        bound_ms = min(self.statement_ms, self.transaction_ms or self.statement_ms)
+        return bound_ms / 1000 + _ANSWER_S
 
 
 class Pool:
@@ -73,7 +83,7 @@ class Pool:
                 max_size=self._settings.size_max,
                 max_inactive_connection_lifetime=0,
                 timeout=self._settings.connect_ms / 1000,
-                command_timeout=self._settings.statement_ms / 1000 + 2,
+                command_timeout=self._settings.command_s,
                 server_settings=session,
                 init=self._prepare,
                 # Nothing of ours changes session state, so the reset query would be a wasted trip.
