@@ -145,6 +145,8 @@ def environment(
         "RAY_SERVE_LOG_TO_STDERR": "0",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(settings.http.drain_s),
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(_launcher(place)),
+        # An ended HAProxy, without which nothing is served, is started again after three looks.
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
         "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(first + _HAPROXY_METRICS),

@@ -72,6 +72,7 @@ def _serve(channel: Channel, wiring: str) -> None:
         deployed: Deployed = runner.run(deploy(settings, api_key=order["api_key"]))
         channel.send("deployed", url=deployed.url, api_key=deployed.api_key)
         while not channel.waiting(deployed.tend_s) or channel.receive()["kind"] != "stop":
+            _require_ray()
             _tend(runner, deployed)
     _stop()
 
@@ -83,6 +84,21 @@ def _tend(runner: asyncio.Runner, deployed: Deployed) -> None:
         done = f"could not look after the actors: {error}"
     if done:
         print(f"lakebus: {done}", flush=True)  # noqa: T201 - into the host's log
+
+
+def _require_ray() -> None:
+    """Raises when the Ray that this process has started is not whole any more.
+
+    Without its raylet or its control service nothing is started again, while what runs goes on for
+    long as if all were well: to it, a raylet that we have not reaped is alive. Looking reaps it.
+    """
+    import ray
+
+    node = ray._private.worker._global_node
+    dead: set[str] = set() if node is None else {kind for kind, _ in node.dead_processes()}
+    gone = dead & {"raylet", "gcs_server"}
+    if gone:
+        raise RuntimeError(f"Ray has lost its {' and its '.join(sorted(gone))}")
 
 
 def _start_ray(options: dict[str, Any]) -> None:

@@ -1,0 +1,140 @@
+"""What the chaos run found, made small: each is a fault that once was answered wrongly."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import asyncpg
+import pytest
+
+from actors import runtime
+from actors.runtime_settings import RuntimeSettings
+from cluster import migrate, ray_host
+from lakebus.errors import LakebusError, OutcomeUnknown, Unavailable
+from storage.postgres.failures import connecting, reading, writing
+
+
+@pytest.mark.parametrize(
+    ("edge", "meaning"),
+    [(connecting, Unavailable), (reading, Unavailable), (writing, OutcomeUnknown)],
+)
+def test_B7_a_session_that_the_server_ended_is_never_the_fault_of_an_entry(
+    edge: Callable[[], AbstractContextManager[None]], meaning: type[LakebusError]
+) -> None:
+    """asyncpg calls this an internal error; it was given to clients as ours, and counted against
+    the range that was being worked on."""
+
+    with pytest.raises(meaning), edge():
+        raise asyncpg.InternalClientError("cannot switch to state 12; another operation (2) is …")
+
+
+async def test_F1_a_database_that_is_full_of_connections_is_away_and_not_a_surprise(
+    database_dsn: str,
+) -> None:
+    """A role that met this while it opened its backend stayed without work for ever."""
+
+    parts = urlsplit(database_dsn)
+    name = f"crowded_{parts.path.strip('/')}"
+    owner = await asyncpg.connect(database_dsn)
+    try:
+        await owner.execute(f"CREATE DATABASE {name} CONNECTION LIMIT 0")
+        with pytest.raises(Unavailable):
+            await migrate.current(urlunsplit(parts._replace(path=f"/{name}")))
+    finally:
+        await owner.execute(f"DROP DATABASE {name}")
+        await owner.close()
+
+
+async def test_F1_a_connection_cut_during_the_look_at_the_schema_is_away(database_dsn: str) -> None:
+    await migrate.upgrade(database_dsn)
+    killer = await asyncpg.connect(database_dsn)
+    try:
+        # Its lock keeps the other's look waiting until it is ended.
+        async with killer.transaction():
+            await killer.execute("LOCK TABLE lakebus.schema_version IN ACCESS EXCLUSIVE MODE")
+            looking = asyncio.create_task(migrate.current(database_dsn))
+            while not await killer.fetchval(
+                "SELECT count(*) FROM pg_locks WHERE NOT granted AND pid <> pg_backend_pid()"
+            ):
+                await asyncio.sleep(0.01)
+            await killer.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+            with pytest.raises(Unavailable):
+                await looking
+    finally:
+        await killer.close()
+
+
+async def test_F1_a_role_that_imports_for_long_is_not_taken_for_one_that_stands_still(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a busy machine each new process was ended by its own watch before it had begun to work,
+    and the next one started over: a storm that did not end by itself."""
+
+    class Unwatched:
+        """The real watch would end the process of the tests some time after this test."""
+
+        def __init__(self, **_: object) -> None: ...
+
+        def start(self) -> None: ...
+
+    remote: Any = runtime.RoleActor
+    plain = remote.__ray_metadata__.modified_class
+    settings = RuntimeSettings(
+        namespace="nobody",
+        factory="tests.chaos.slow_backend:open_backend",
+        config="opened",
+        tick_age_s_max=2.0,
+    )
+    with monkeypatch.context() as patched:
+        patched.setattr("actors.runtime.threading.Thread", Unwatched)
+        role = plain(settings, "core")
+    opened = asyncio.Event()
+
+    def look() -> float:
+        """What the watch sees, from a thread of its own as it is."""
+        oldest_s = 0.0
+        while not opened.is_set():
+            oldest_s = max(oldest_s, role._age_s())
+            time.sleep(0.01)
+        return oldest_s
+
+    looking = asyncio.create_task(asyncio.to_thread(look))
+    try:
+        async with asyncio.timeout(30):
+            while role._refused is None:
+                await asyncio.sleep(0.02)
+    finally:
+        opened.set()
+        await role._close()
+        for task in role._tasks:
+            task.cancel()
+    assert role._refused == "opened"
+    assert await looking < settings.tick_age_s_max
+
+
+@pytest.mark.parametrize(
+    ("dead", "lost"),
+    [([], None), (["dashboard"], None), (["raylet"], "raylet"), (["gcs_server"], "gcs_server")],
+)
+def test_F1_the_host_ends_when_its_ray_is_not_whole(
+    monkeypatch: pytest.MonkeyPatch, dead: list[str], lost: str | None
+) -> None:
+    """A killed raylet went unnoticed: what ran below it served on, and nothing that ended later
+    was ever started again."""
+
+    class Node:
+        def dead_processes(self) -> list[tuple[str, object]]:
+            return [(kind, object()) for kind in dead]
+
+    monkeypatch.setattr("ray._private.worker._global_node", Node())
+    with contextlib.nullcontext() if lost is None else pytest.raises(RuntimeError, match=lost):
+        ray_host._require_ray()
