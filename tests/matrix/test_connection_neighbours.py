@@ -126,7 +126,8 @@ async def test_M06_foreign_transactions_hide_nothing_and_slow_nothing(
         async with foreign_transactions(small_lake):
             await work_through(small_lake, table, beside)
     for name in ("append", "claim", "publish", "burst"):
-        before, after = (statistics.median(getattr(one, name)) for one in (alone, beside))
+        # The quickest of many: what a held snapshot would add is in each, the machine's moods not.
+        before, after = (min(getattr(one, name)) for one in (alone, beside))
         print(f"M06 {name}: {before * 1e3:.2f} ms alone, {after * 1e3:.2f} ms beside")
         assert after <= 2 * before + 0.005, f"{name}: {after} s beside, {before} s alone"
     await small_lake.audited()

@@ -96,7 +96,8 @@ async def test_M10_a_coordinator_stopped_before_it_publishes_finds_its_lease_los
 async def test_M11_renewals_go_on_while_an_encoder_is_busy_for_two_ttls(
     rig: WorkerRig, how: Literal["released", "python"]
 ) -> None:
-    await rig.configure()
+    # Long enough that a busy machine gives a thread that must share the interpreter its turn.
+    await rig.configure(lease_ttl_ms=1_500)
     await rig.append([1], [2])
     busy = await rig.process(busy=Busy(2 * rig.ttl_s, how))
     await busy.ask("start")
