@@ -33,13 +33,13 @@ format: $(VENV)/.dev ## Format the code
 
 chaos: $(VENV)/.dev ## Kill and pause a running stack: SEED=7 MINUTES=3 PLACEMENT=together|spread|two-nodes
 	$(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES)) \
-		$(if $(PLACEMENT),--placement $(PLACEMENT))
+		$(if $(PLACEMENT),--placement $(PLACEMENT)) $(CHAOS_ARGUMENTS)
 
 simulate: $(VENV)/.dev ## Seeded schedules with faults, in memory: SEED=1 MINUTES=1
 	$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES))
 
 mutation: $(VENV)/.dev ## Break a copy of the code on purpose; the suite must notice each time
-	$(BIN)/python -m tests.mutation $(MUTANTS)
+	$(BIN)/python -m tests.mutation --write benchmarks/results $(MUTANTS)
 
 bench: $(VENV)/.dev ## Run the benchmarks
 	$(BIN)/python -m benchmarks

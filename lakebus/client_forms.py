@@ -115,6 +115,11 @@ def error_of(answer: Exchange) -> errors.LakebusError:
 def _foreign(answer: Exchange) -> errors.LakebusError:
     if answer.status == 429:
         return errors.RateLimited("the server is busy", retry_after_s=answer.retry_after_s)
+    if answer.status == 404 and answer.body.startswith(b"Path '"):
+        # Ray Serve's balancer while the application behind it is not there: nothing was reached.
+        return errors.Unavailable(
+            "the server is starting, or starting again", retry_after_s=answer.retry_after_s
+        )
     if answer.status >= 500 or answer.status == 408:
         return errors.OutcomeUnknown(
             f"something between here and the server answered {answer.status}",

@@ -240,6 +240,18 @@ def test_A6_every_retry_carries_the_same_key_and_first_attempt() -> None:
     assert len({request.partition(b"\r\n\r\n")[2] for request in requests}) == 1
 
 
+def test_an_application_that_is_not_there_yet_is_waited_for() -> None:
+    """The balancer in front of a stack that starts answers 404 in a form of its own."""
+
+    away = answer_of(404, b"Path '/v1/tables/t/rows' not found. Ping http://.../-/routes for paths")
+    with (
+        scripted([away, away, answer_of(202, ACCEPTED)]) as (url, requests),
+        clients.connect(url, "k") as client,
+    ):
+        assert client.ingest("t", [{"id": 1}]).receipt.batch_id == "b1-0-0"
+    assert len(requests) == 3
+
+
 def test_the_pause_that_the_server_asks_for_is_kept_or_the_call_ends() -> None:
     busy = {"code": "backpressure", "detail": "full", "retryable": True}
     with (
