@@ -31,7 +31,7 @@ from typing import Any, Protocol
 import asyncpg
 
 from lakebus.clock import SYSTEM_CHANCE, Chance, new_uuid
-from lakebus.errors import HistoryRewound, LakebusError, OutcomeUnknown
+from lakebus.errors import HistoryRewound, LakebusError, OutcomeUnknown, Unavailable
 from storage.bus.settings import BusSettings
 from storage.files.objects import ObjectStore
 from storage.postgres.marker import State, is_newer, read_marker, sees_more, write_marker
@@ -175,7 +175,14 @@ async def settle(
     if state is None or settled.verdict not in ("same", "began"):
         return settled
     if is_newer(state, marker):
-        await write_marker(store, state)
+        try:
+            await write_marker(store, state)
+        except Unavailable as error:
+            if settled.verdict == "began":
+                raise  # nothing is served on a line that the store does not know
+            # A full store must not keep a new process from renewing leases: the marker only says
+            # less than it could, and the next comparison tries again.
+            _log.warning("the marker was not written: %s", error)
     return settled
 
 

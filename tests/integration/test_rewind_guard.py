@@ -169,6 +169,29 @@ class _Away(MemoryObjectStore):
             yield item
 
 
+async def test_F4_a_full_store_keeps_nobody_from_working(dsn: str) -> None:
+    class Full(MemoryObjectStore):
+        full = False
+
+        async def put_new(self, key: str, data: bytes) -> None:
+            if self.full:
+                raise Unavailable("no space left")
+            await super().put_new(key, data)
+
+    store = Full()
+    async with process(dsn, store) as lake:
+        await create(lake)
+        store.full = True
+        async with process(dsn, store) as newcomer:
+            table = await create(newcomer, "u")
+            assert isinstance(await newcomer.bus.append(entry_of(table, [1])), Accepted)
+        store.full = False
+        await lake.judge()
+        marker = await read_marker(store, lake.identity.lake_id)
+        assert marker is not None
+        assert marker["snapshot_id"] == (await lake.catalog.head()).snapshot_id
+
+
 async def test_F4_the_gate_opens_by_itself_and_waiters_are_told(dsn: str) -> None:
     store = MemoryObjectStore()
     quick = GuardSettings(marker_s=0.01, check_s=3_600, recheck_s=0.05)
