@@ -2,7 +2,7 @@
 hold.
 
 One run:          --seed 7 --minutes 4 --placement spread
-Many kills:       --kills 1000 --results FILE     (goes on where the last sitting was cut)
+Many kills:       --kills 1000 --results FILE     (goes on where it was cut)
 Known failures:   --regressions
 """
 
@@ -52,7 +52,7 @@ def _options(chosen: argparse.Namespace, seed: int) -> Options:
 
 
 def _kills(chosen: argparse.Namespace) -> int:
-    """Runs of kills until there have been so many, over all sittings."""
+    """Runs of kills until there have been so many, over all calls."""
     placements = [chosen.placement] if chosen.placement else ["spread", "together"]
     turns = itertools.cycle(placements)
     bad = idle = 0
@@ -105,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--placement", choices=_PLACEMENTS, help="default: together; for kills spread, together")
     add("--gap", type=float, default=3.0, help="mean seconds between two faults")
     add("--repeat", type=int, default=1, help="so many runs, with the following seeds")
-    add("--kills", type=int, help="runs of kills until so many have been made, over all sittings")
+    add("--kills", type=int, help="runs of kills until so many have been made, over all calls")
     add(
         "--results",
         type=Path,

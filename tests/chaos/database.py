@@ -19,7 +19,7 @@ import asyncpg
 
 from cluster.embedded_postgres import DATABASE, EmbeddedPostgres
 from lakebus.errors import LakebusError
-from tests.chaos.helper import obey, say
+from tests.chaos.children import obey, say
 from tests.postgres_server import programs_wanted
 
 #: What a connection that is being cut, or a server that is starting, raises.

@@ -18,8 +18,8 @@ from typing import Any
 from cluster import processes
 from cluster.processes import ProcessMark
 from tests.chaos import victims
+from tests.chaos.children import ChildFailed
 from tests.chaos.database import AWAY
-from tests.chaos.helper import HelperFailed
 from tests.chaos.kinds import Group
 from tests.chaos.schedule import Fault
 from tests.chaos.stack import ChaosStack, StackDown
@@ -92,7 +92,7 @@ class Injector:
         self.done.append(done)
         try:
             await self._methods()[fault.known.group](fault, done)
-        except (_Missed, HelperFailed, StackDown, *AWAY, ValueError, KeyError) as error:
+        except (_Missed, ChildFailed, StackDown, *AWAY, ValueError, KeyError) as error:
             done.missed = f"{type(error).__name__}: {error}"
         done.healed_s = time.monotonic()
         self._note(

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.chaos.helper import obey, say
+from tests.chaos.children import obey, say
 
 #: A node that is silent for about this long is declared dead (period by threshold, and a timeout).
 HEALTH: Mapping[str, str] = {

@@ -1,6 +1,6 @@
 """The table of many runs: kept in one JSON file that grows with each run, and shown as Markdown.
 
-A sitting may be cut at any time: a run is added when it is over, atomically, and the next sitting
+It may be cut at any time: a run is added when it is over, atomically, and the next call
 goes on with the next seed.
 """
 

@@ -14,9 +14,9 @@ from typing import Any
 from benchmarks import machine
 from lakebus.tokens import TokenCodec
 from tests.chaos import ending, recovery, schedule, source, verdict
+from tests.chaos.children import Child, ChildFailed
 from tests.chaos.database import AWAY, superuser_dsn
 from tests.chaos.evidence import Evidence
-from tests.chaos.helper import Helper, HelperFailed
 from tests.chaos.injector import Done, Injector
 from tests.chaos.kinds import Placement, available
 from tests.chaos.schedule import Fault
@@ -86,7 +86,7 @@ async def run(options: Options, folder: Path, *, say: Callable[[str], None] = pr
     work = _Work(options, report, stack, say)
     try:
         await work.run()
-    except (StackDown, HelperFailed) as error:
+    except (StackDown, ChildFailed) as error:
         report.problems.append(f"{type(error).__name__}: {error}")
     finally:
         report.problems += stack.unexpected_ends
@@ -109,7 +109,7 @@ class _Work:
         self._stack = stack
         self._say = say
         self._folder = report.folder
-        self._clients: list[Helper] = []
+        self._clients: list[Child] = []
         self._faults: tuple[Fault, ...] = ()
 
     async def run(self) -> None:
@@ -198,7 +198,7 @@ class _Work:
             path = self._stack.folder / f"clients-{index}.json"
             config.write(path)
             self._clients.append(
-                await Helper.start(
+                await Child.start(
                     "tests.chaos.workload", str(path), log=self._folder / f"clients-{index}.log"
                 )
             )
@@ -216,7 +216,7 @@ class _Work:
             await asyncio.wait((playing,), timeout=5.0)
             for client in self._clients:
                 if not client.mark.alive():
-                    raise HelperFailed("a client process has ended; its log says why")
+                    raise ChildFailed("a client process has ended; its log says why")
             if time.monotonic() - said_s > 30.0:
                 said_s = time.monotonic()
                 struck = sum(1 for one in injector.done if one.healed_s and not one.missed)

@@ -29,9 +29,9 @@ from cluster.processes import ProcessMark
 from cluster.ray_environment import STACK_VARIABLE, RayPlace
 from cluster.stack_files import StackFiles
 from lakebus.settings import Settings
+from tests.chaos.children import ROOT, Child, die_with_parent, environment
 from tests.chaos.database import Superuser
 from tests.chaos.disks import Disk, Objects, may_mount
-from tests.chaos.helper import ROOT, Helper, die_with_parent, environment
 from tests.chaos.kinds import Need, Placement
 from tests.chaos.nodes import HEALTH
 from tests.postgres_server import new_data_dir
@@ -91,9 +91,9 @@ class ChaosStack:
         self.files = StackFiles(self.data.folder)
         self.database_folder = self.data.folder if embedded else self.folder / "database"
         self.superuser = Superuser(self.database_folder)
-        self.keeper: Helper | None = None
-        self.proxy: Helper | None = None
-        self.nodes: Helper | None = None
+        self.keeper: Child | None = None
+        self.proxy: Child | None = None
+        self.nodes: Child | None = None
         self.raylets: list[int] = []
         self._nodes_dir: Path | None = None
         self._up: asyncio.subprocess.Process | None = None
@@ -127,7 +127,7 @@ class ChaosStack:
     def roots(self) -> list[ProcessMark]:
         """What this run has started, to look for victims below."""
         found = [] if self._up is None else [ProcessMark.of(self._up.pid)]
-        found += [helper.mark for helper in (self.keeper, self.nodes) if helper is not None]
+        found += [child.mark for child in (self.keeper, self.nodes) if child is not None]
         # The server outlives a killed supervisor.
         with contextlib.suppress(OSError, ValueError):
             path = self.database_folder / "postgres" / "data" / "postmaster.pid"
@@ -199,9 +199,9 @@ class ChaosStack:
                 await self._up.wait()
             left = leftovers(self.files.state(), self.files.stack_id())
             problems += [f"process {mark.pid} was left behind" for mark in left]
-        for helper in (self.nodes, self.proxy, self.keeper):
-            if helper is not None:
-                await helper.end(timeout_s=30.0)
+        for child in (self.nodes, self.proxy, self.keeper):
+            if child is not None:
+                await child.end(timeout_s=30.0)
         return problems
 
     def remove(self) -> None:
@@ -258,11 +258,11 @@ class ChaosStack:
     async def _start_database(self) -> str:
         """Returns the DSN by which the stack reaches it: through the proxy."""
         self.database_folder.mkdir()
-        self.keeper = await Helper.start(
+        self.keeper = await Child.start(
             "tests.chaos.database", str(self.database_folder), log=self.logs / "keeper.log"
         )
         said = await self.keeper.hear(timeout_s=60.0)
-        self.proxy = await Helper.start(
+        self.proxy = await Child.start(
             "tests.faults.proxy",
             *("--upstream", f"127.0.0.1:{said['port']}"),
             log=self.logs / "proxy.log",
@@ -296,7 +296,7 @@ class ChaosStack:
         # Not of the stack: a restart of the stack leaves its cluster alone.
         del environ[STACK_VARIABLE]
         environ["RAY_TMPDIR"] = str(self._nodes_dir)
-        self.nodes = await Helper.start(
+        self.nodes = await Child.start(
             "tests.chaos.nodes",
             str(self._nodes_dir),
             log=self.logs / "nodes.log",

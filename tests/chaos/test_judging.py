@@ -151,7 +151,7 @@ def report(seed: int, *, problems: list[str]) -> Report:
     return made
 
 
-def test_results_grow_over_sittings(tmp_path: Path) -> None:
+def test_results_grow_over_calls(tmp_path: Path) -> None:
     path = tmp_path / "chaos.json"
     for seed in (1, 2):
         results = Results.read(path)

@@ -17,8 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lakebus.tokens import TokenCodec
+from tests.chaos.children import say
 from tests.chaos.clients import Known, Pace, Probe, Reader, Writer
-from tests.chaos.helper import say
 from tests.chaos.session import Place, Session
 from tests.history.recorder import Recorder
 

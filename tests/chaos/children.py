@@ -1,4 +1,4 @@
-"""Helper processes of a run: told what to do on their standard input, a JSON object a line, and
+"""Child processes of a run: told what to do on their standard input, a JSON object a line, and
 heard on their standard output. Each ends when its input does, so none outlives the run."""
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _PR_SET_PDEATHSIG = 1
 _LINE_BYTES_MAX = 4 * 1024 * 1024
 
 
-class HelperFailed(Exception):
-    """A helper ended or refused; its log says why."""
+class ChildFailed(Exception):
+    """A child ended or refused; its log says why."""
 
 
 def die_with_parent() -> None:
@@ -30,8 +30,8 @@ def die_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
-class Helper:
-    """One helper process: `python -m MODULE …`."""
+class Child:
+    """One child process: `python -m MODULE …`."""
 
     def __init__(self, process: asyncio.subprocess.Process, name: str) -> None:
         self._process = process
@@ -43,7 +43,7 @@ class Helper:
     @classmethod
     async def start(
         cls, module: str, *arguments: str, log: Path, environ: Mapping[str, str] | None = None
-    ) -> Helper:
+    ) -> Child:
         with open(log, "ab") as errors:
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", module, *arguments),
@@ -66,20 +66,20 @@ class Helper:
     def mark(self) -> ProcessMark:
         found = ProcessMark.of(self.pid)
         if found is None:
-            raise HelperFailed(f"{self._name} has ended")
+            raise ChildFailed(f"{self._name} has ended")
         return found
 
     async def hear(self, *, timeout_s: float) -> dict[str, Any]:
-        """The next thing it says. Raises HelperFailed when it ends or is silent for so long."""
+        """The next thing it says. Raises ChildFailed when it ends or is silent for so long."""
         try:
             async with asyncio.timeout(timeout_s):
                 word = await self._heard.get()
         except TimeoutError:
-            raise HelperFailed(f"{self._name} said nothing for {timeout_s:.0f} s") from None
+            raise ChildFailed(f"{self._name} said nothing for {timeout_s:.0f} s") from None
         if "ended" in word:
-            raise HelperFailed(f"{self._name} ended ({word['ended']})")
+            raise ChildFailed(f"{self._name} ended ({word['ended']})")
         if "error" in word:
-            raise HelperFailed(f"{self._name}: {word['error']}")
+            raise ChildFailed(f"{self._name}: {word['error']}")
         return word
 
     async def ask(self, order: Mapping[str, Any], *, timeout_s: float = 60.0) -> dict[str, Any]:
