@@ -26,6 +26,7 @@ _ENDING = (
     ConnectionError,
     EOFError,
 )
+_FATAL = ("FATAL", "PANIC")
 _NOT_REACHED = (asyncpg.CannotConnectNowError, asyncpg.TooManyConnectionsError)
 #: The server is away, or went away: nothing that the caller did.
 AWAY: tuple[type[Exception], ...] = (*_ENDING, *_NOT_REACHED, OSError)
@@ -74,6 +75,12 @@ def writing() -> Iterator[None]:
             retry_after_s=RETRY_AFTER_S,
         ) from error
     except asyncpg.PostgresError as error:
+        if getattr(error, "severity_en", None) in _FATAL:
+            # The session was ended, by a timeout that may have struck just after the commit.
+            raise OutcomeUnknown(
+                "the database ended the session; ask again with the same key",
+                retry_after_s=RETRY_AFTER_S,
+            ) from error
         raise Unavailable(
             "the database refused the transaction; nothing was changed",
             retry_after_s=RETRY_AFTER_S,

@@ -276,8 +276,15 @@ class GroupWriter:
         connection: asyncpg.pool.PoolConnectionProxy[asyncpg.Record],
         keys: Sequence[bytes | None],
     ) -> dict[bytes, KeyRecord]:
-        with reading():
-            rows = await connection.fetch("SELECT * FROM find_keys($1)", keys)
+        """What the taken keys stand for. The group has committed by now, so a failure here is one of
+        those who sent them again, and must not look like a refusal to their neighbours (A6, A9)."""
+
+        try:
+            with reading():
+                rows = await connection.fetch("SELECT * FROM find_keys($1)", keys)
+        except LakebusError as error:
+            _log.warning("the records of %d taken keys cannot be read: %s", len(keys), error)
+            return {}
         return {row["key_hash"]: self._receipts.record(row) for row in rows}
 
     def _answer(
@@ -310,7 +317,7 @@ class GroupWriter:
                     "nobody can know whether it was accepted; check the data before sending again"
                 )
             else:
-                outcome = Unavailable("the record of the key is being removed; try again")
+                outcome = Unavailable("the record of the key cannot be read now; try again")
             if waiting.done.done():
                 continue
             if isinstance(outcome, LakebusError):

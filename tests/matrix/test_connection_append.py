@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from lakebus.errors import OutcomeUnknown
+from lakebus.errors import OutcomeUnknown, Unavailable
+from storage.bus.interface import Accepted
 from storage.postgres.pool import LOCKING_TRANSACTION_MS, RELEASE_S, PoolSettings
 from tests.conformance.harness import entry_of, total
 from tests.faults.proxy import Act, Rule, Way
@@ -135,4 +136,31 @@ async def test_M04_a_silent_connection_is_unknown_and_the_next_one_works(
     assert bound_s < 5
     assert time.monotonic() - began_s < bound_s + RELEASE_S + 3
     lake.keep(entry, await lake.replay(entry, wired.view))
+    await lake.audited()
+
+
+async def test_M04_what_cannot_be_read_after_the_commit_refuses_no_neighbour(
+    lake: FaultyLake,  # noqa: F811
+) -> None:
+    """The record of a key that was taken is read behind the append: if that fails, the others of
+    the group are accepted all the same, and must not be told that nothing was stored (A6, A9)."""
+
+    table = await lake.create()
+    wired = await lake.wired()
+    known = entry_of(table, [1], key="k", ordering_key="one")
+    accepted = await wired.lake.bus.append(known)
+    assert isinstance(accepted, Accepted)
+    lake.keep(known, accepted.receipt)
+    broken = wired.proxy.arm(Rule(act=Act.RESET, sql="find_keys("))
+    first, fresh = (entry_of(table, [n], ordering_key="one") for n in (2, 3))
+    # The first goes at once and alone; the other two gather behind it and are one group.
+    outcomes = await asyncio.gather(
+        *(wired.lake.bus.append(entry) for entry in (first, known, fresh)), return_exceptions=True
+    )
+    assert len(broken.fired) == 1
+    assert isinstance(outcomes[0], Accepted)
+    assert isinstance(outcomes[1], Unavailable)
+    assert isinstance(outcomes[2], Accepted)
+    assert total(dict(await lake.bus.ends())) == 3
+    await lake.replay(known, wired.view)
     await lake.audited()
