@@ -276,8 +276,9 @@ class GroupWriter:
         connection: asyncpg.pool.PoolConnectionProxy[asyncpg.Record],
         keys: Sequence[bytes | None],
     ) -> dict[bytes, KeyRecord]:
-        """What the taken keys stand for. The group has committed by now, so a failure here is one of
-        those who sent them again, and must not look like a refusal to their neighbours (A6, A9)."""
+        """What the taken keys stand for. The group has committed by now, so a failure here is one
+        of those who sent them again, and must not look like a refusal to their neighbours (A6).
+        """
 
         try:
             with reading():

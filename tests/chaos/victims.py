@@ -19,7 +19,7 @@ from cluster.processes import ProcessMark
 
 _ROLE = re.compile(rb'"service": "actor\.([a-z_]+)(?:-\d+)?"')
 _LOG_HEAD_BYTES = 4096
-#: Our backends, told from the server's own processes: "postgres: role database address(port) state".
+#: Our backends, told from the server's own: "postgres: role database address(port) state".
 _BACKEND = re.compile(r"^postgres: lakebus \S+ [\d.]+\(\d+\)")
 
 
