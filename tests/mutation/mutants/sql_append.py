@@ -185,10 +185,24 @@ MUTANTS = (
         'A connection that broke while a commit was under way is told as "nothing happened".',
         Edit(
             "storage/postgres/failures.py",
-            "        raise OutcomeUnknown(\n",
-            "        raise Unavailable(\n",
+            "            raise\n        raise OutcomeUnknown(\n",
+            "            raise\n        raise Unavailable(\n",
         ),
         killers=on_postgres("test_A6_an_unknown_outcome_is_resolved_by_the_key"),
+    ),
+    mutant(
+        "append_refused_behind_its_commit",
+        "A6 A9",
+        "A group that has committed is refused as a whole when its neighbours' keys are not read.",
+        Edit(
+            "storage/postgres/group_commit.py",
+            "            return {}\n        return {row",
+            "            raise\n        return {row",
+        ),
+        killers=(
+            "tests/matrix/test_connection_append.py"
+            "::test_M04_what_cannot_be_read_after_the_commit_refuses_no_neighbour",
+        ),
     ),
     mutant(
         "key_scope_without_target",
