@@ -103,8 +103,8 @@ class Results:
             "|---|---:|---:|---:|---:|---:|---:|---:|",
             *self._fault_rows(),
             "",
-            "| seed | placement | faults | kills | operations | leases found lost | result |",
-            "|---:|---|---:|---:|---:|---:|---|",
+            "| seed | placement | commit | faults | kills | operations | leases lost | result |",
+            "|---:|---|---|---:|---:|---:|---:|---|",
             *(_run_row(run) for run in self.runs),
         ]
         return "\n".join(lines)
@@ -132,6 +132,6 @@ def _run_row(run: Mapping[str, Any]) -> str:
     lost = run["evidence"].get("leases_lost", 0)
     result = "held" if run["held"] else "; ".join(run["problems"])[:200].replace("|", "/")
     return (
-        f"| {run['seed']} | {run['placement']} | {run['faults']} | {run['kills']}"
+        f"| {run['seed']} | {run['placement']} | {run['commit']} | {run['faults']} | {run['kills']}"
         f" | {sum(run['operations'].values())} | {lost} | {result} |"
     )
