@@ -22,8 +22,16 @@ from lakebus.errors import LakebusError
 from tests.chaos.children import obey, say
 from tests.postgres_server import programs_wanted
 
-#: What a connection that is being cut, or a server that is starting, raises.
-AWAY = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, EOFError)
+#: What a connection that is being cut, or a server that is starting, raises. The last is asyncpg's
+#: word for a session that the server has ended but whose socket still looks open.
+AWAY = (
+    OSError,
+    TimeoutError,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    EOFError,
+    asyncpg.InternalClientError,
+)
 
 
 def superuser_dsn(folder: Path) -> str:
