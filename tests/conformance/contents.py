@@ -48,8 +48,16 @@ async def read_contents(connection: asyncpg.Connection[asyncpg.Record]) -> Conte
 async def write_contents(
     connection: asyncpg.Connection[asyncpg.Record], contents: Contents
 ) -> None:
-    """Nobody may use the lake meanwhile."""
+    """Nobody may use the lake meanwhile; who only looks at it may be in the way of the locks."""
 
+    while True:
+        try:
+            return await _write(connection, contents)
+        except asyncpg.DeadlockDetectedError:
+            continue  # it was rolled back, and whoever looked has seen what he looked for
+
+
+async def _write(connection: asyncpg.Connection[asyncpg.Record], contents: Contents) -> None:
     async with connection.transaction():
         await connection.execute(
             "TRUNCATE " + ", ".join(f"{SCHEMA}.{name}" for name in contents.tables)

@@ -97,7 +97,7 @@ async def test_M11_renewals_go_on_while_an_encoder_is_busy_for_two_ttls(
     rig: WorkerRig, how: Literal["released", "python"]
 ) -> None:
     # Long enough that a busy machine gives a thread that must share the interpreter its turn.
-    await rig.configure(lease_ttl_ms=1_500)
+    await rig.configure(lease_ttl_ms=2_000)
     await rig.append([1], [2])
     busy = await rig.process(busy=Busy(2 * rig.ttl_s, how))
     await busy.ask("start")

@@ -39,7 +39,7 @@ _LOOK_S = 0.01
 #: How late an expired lease may become claimable (B5).
 CLAIMABLE_WITHIN_S = 2.0
 
-BUS = BusSettings(shards=1, lease_ttl_ms=400, retry_backoff_ms=20, intent_ttl_s=600.0)
+BUS = BusSettings(shards=1, lease_ttl_ms=700, retry_backoff_ms=20, intent_ttl_s=600.0)
 ROLES = RoleSettings(
     claim_poll_ms=20, linger_ms=0, backoff_ms=5, backoff_ms_max=40, publish_attempts=4
 )
