@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import datetime as dt
 import json
 import uuid
 from collections.abc import Coroutine, Mapping, Sequence
@@ -177,7 +178,7 @@ class ChangeReader:
             if not ranges:  # nothing is read, and the answer still has its columns
                 paths = []
             source = _source(schema, paths, ranges, place)
-            page = await self._read(request, source, deadline_s)
+            page = await self._read(request, source, resolved.started_at, deadline_s)
             if page.row_count == request.limit:
                 place = _last_place(page, request.result_format)
             elif more:
@@ -190,7 +191,11 @@ class ChangeReader:
             return dataclasses.replace(page, cursor=window.encode(schema.table_id))
 
     async def _read(
-        self, request: ChangesRequest, source: SourceTable, deadline_s: float
+        self,
+        request: ChangesRequest,
+        source: SourceTable,
+        started_at: dt.datetime,
+        deadline_s: float,
     ) -> ChangesPage:
         left_s = deadline_s - self._clock.monotonic_s()
         if left_s <= 0:
@@ -199,12 +204,11 @@ class ChangeReader:
                 "fewer snapshots at once",
                 phase="plan",
             )
-        head = await self._catalog.head()
         answer = await self._engine.execute(
             QueryPlan(
                 sql=_SQL.format(limit=request.limit),
                 sources={_TABLE: source},
-                started_at=head.now,
+                started_at=started_at,
                 query_id=uuid.uuid4().hex,
                 deadline_s=left_s,
                 result_format=request.result_format,
