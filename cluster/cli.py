@@ -19,6 +19,7 @@ import click
 
 import lakebus
 from cluster import doctor as doctor_module
+from cluster import history_command
 from cluster import logs as logs_module
 from cluster import status as status_module
 from cluster.client_commands import ingest, query
@@ -242,8 +243,6 @@ def history() -> None:
 @stack_options
 def history_show(data_dir: Path | None, profile: str | None, config: Path | None) -> int:
     """Compare the database with what the object store remembers. Exit code 1: it is older."""
-    from cluster import history_command
-
     found = asyncio.run(history_command.show(load(data_dir, profile, config)))
     click.echo("\n".join(history_command.lines(found)))
     return 1 if found.verdict == "behind" else 0
@@ -259,7 +258,6 @@ def history_accept_loss(
 
     There is no way back: what was lost stays lost, even if its database is found later.
     """
-    from cluster import history_command
 
     def agreed(_: object) -> bool:
         return yes or click.confirm("Go on without it, for ever?", default=False)

@@ -37,6 +37,7 @@ from cluster.postgres_cluster import SETTINGS, give, make_cluster, require_major
 from cluster.private_files import write_private
 from cluster.processes import ProcessMark
 from lakebus.errors import StartRefused
+from lakebus.settings_table import PostgresSettings
 
 DATABASE = "lakebus"
 _STOP_STEPS = ((signal.SIGINT, 10.0), (signal.SIGQUIT, 5.0), (signal.SIGKILL, 5.0))
@@ -91,6 +92,18 @@ class EmbeddedPostgres:
         self._port: int | None = None
         self._passwords: _Passwords | None = None
         self.binaries: Binaries | None = None
+
+    @classmethod
+    def from_settings(cls, data_dir: Path, chosen: PostgresSettings) -> EmbeddedPostgres:
+        """The server of a stack as its operator has set it."""
+        return cls(
+            data_dir,
+            port=chosen.port,
+            run_as_user=chosen.run_as_user,
+            bin_dir=chosen.bin_dir,
+            program_cache_dir=chosen.program_cache_dir,
+            start_timeout_s=chosen.start_timeout_s,
+        )
 
     # --- what it is ------------------------------------------------------------------------
 

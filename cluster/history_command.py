@@ -14,7 +14,7 @@ from cluster.embedded_postgres import EmbeddedPostgres
 from cluster.stack_files import StackFiles
 from lakebus.errors import StartRefused
 from lakebus.settings import Settings
-from storage.postgres.accepting import Report, accept_loss, report
+from storage.postgres.rewind_acceptance import Report, accept_loss, report
 
 
 async def show(settings: Settings) -> Report:
@@ -77,21 +77,15 @@ async def _database(settings: Settings) -> AsyncIterator[str]:
         yield await _known(components.dsn_of(settings))
         return
     files = StackFiles(settings.data_dir)
-    if EmbeddedPostgres(files.root).leftover() is not None:
+    server = EmbeddedPostgres.from_settings(files.root, settings.postgres)
+    if server.leftover() is not None:
         running = components.read_settings(str(files.root / components.SETTINGS_FILE))
         yield await _known(components.dsn_of(running))
         return
-    if not EmbeddedPostgres(files.root).cluster_dir.exists():
+    if not server.cluster_dir.exists():
         raise StartRefused(f"There is no database in {files.root}; name its folder with --data-dir")
     files.make()
     with files.locked():
-        server = EmbeddedPostgres(
-            files.root,
-            port=settings.postgres.port,
-            run_as_user=settings.postgres.run_as_user,
-            bin_dir=settings.postgres.bin_dir,
-            program_cache_dir=settings.postgres.program_cache_dir,
-        )
         async with server:
             yield await _known(server.dsn)
 

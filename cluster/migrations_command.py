@@ -15,14 +15,7 @@ async def migrate_now(settings: Settings) -> str:
     files = StackFiles(settings.data_dir)
     files.make()
     with files.locked():  # a running stack has migrated its own database already
-        server = EmbeddedPostgres(
-            files.root,
-            port=settings.postgres.port,
-            run_as_user=settings.postgres.run_as_user,
-            bin_dir=settings.postgres.bin_dir,
-            program_cache_dir=settings.postgres.program_cache_dir,
-        )
-        async with server:
+        async with EmbeddedPostgres.from_settings(files.root, settings.postgres) as server:
             return _words(await migrate.upgrade(server.dsn))
 
 

@@ -92,7 +92,7 @@ def _require_ray() -> None:
     Without its raylet or its control service nothing is started again, while what runs goes on for
     long as if all were well: to it, a raylet that we have not reaped is alive. Looking reaps it.
     """
-    import ray
+    import ray  # long imported by now; here, as everywhere in this file
 
     node = ray._private.worker._global_node
     dead: set[str] = set() if node is None else {kind for kind, _ in node.dead_processes()}

@@ -189,15 +189,7 @@ class Stack:
                 await migrate.upgrade(text)
             await migrate.require_known_schema(text)
             return text
-        chosen = self._settings.postgres
-        self._postgres = EmbeddedPostgres(
-            self.files.root,
-            port=chosen.port,
-            run_as_user=chosen.run_as_user,
-            bin_dir=chosen.bin_dir,
-            program_cache_dir=chosen.program_cache_dir,
-            start_timeout_s=chosen.start_timeout_s,
-        )
+        self._postgres = EmbeddedPostgres.from_settings(self.files.root, self._settings.postgres)
         began = time.monotonic()
         text = await self._postgres.start()
         await migrate.upgrade(text)
