@@ -34,7 +34,7 @@ from lakebus.clock import SYSTEM_CHANCE, Chance, new_uuid
 from lakebus.errors import HistoryRewound, LakebusError, OutcomeUnknown, Unavailable
 from storage.bus.settings import BusSettings
 from storage.files.objects import ObjectStore
-from storage.postgres.marker import State, is_newer, read_marker, sees_more, write_marker
+from storage.postgres.rewind_marker import State, is_newer, read_marker, sees_more, write_marker
 
 _log = logging.getLogger(__name__)
 

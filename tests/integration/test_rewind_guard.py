@@ -27,9 +27,9 @@ from storage.bus.interface import Accepted, KeyTaken
 from storage.bus.settings import BusSettings
 from storage.files.objects import LocalObjectStore, MemoryObjectStore, ObjectStore
 from storage.postgres import PostgresLake
-from storage.postgres.accepting import connection_to
-from storage.postgres.marker import PREFIX, read_marker, write_marker
 from storage.postgres.rewind import GuardSettings, examine, settle
+from storage.postgres.rewind_acceptance import connection_to
+from storage.postgres.rewind_marker import PREFIX, read_marker, write_marker
 from storage.reading.watcher import HeadWatcher
 from tests.conformance.contents import Contents, read_contents, write_contents
 from tests.conformance.harness import entry_of

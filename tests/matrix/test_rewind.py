@@ -22,7 +22,7 @@ from storage.bus.interface import Accepted
 from storage.catalog.interface import CommitOutcome
 from storage.files.objects import LocalObjectStore
 from storage.postgres import PostgresLake
-from storage.postgres.accepting import accept_loss, report
+from storage.postgres.rewind_acceptance import accept_loss, report
 from storage.reading.history import map_token
 from tests.conformance.harness import entry_of
 from tests.conformance.worker import StagedFiles, Worker

@@ -18,8 +18,8 @@ from lakebus.errors import HistoryRewound, StartRefused, Unavailable
 from storage.bus.settings import BusSettings
 from storage.files.objects import ObjectStore
 from storage.postgres.failures import connecting, reading, writing
-from storage.postgres.marker import State
 from storage.postgres.rewind import Settled, examine, refusal, settle
+from storage.postgres.rewind_marker import State
 from storage.tables import SCHEMA
 
 
