@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
 import signal
 import uuid
 from collections.abc import AsyncIterator, Iterator
@@ -21,14 +20,15 @@ from storage.bus.settings import BusSettings
 from storage.catalog.interface import Catalog
 from storage.files.objects import MemoryObjectStore
 from storage.postgres import PostgresLake
-from storage.postgres.accepting import connection_to
 from storage.postgres.rewind import GuardSettings, examine, settle
+from storage.postgres.rewind_acceptance import connection_to
 from storage.rows.segment import EntryPart
 from tests.conformance.contents import Contents, read_contents, write_contents
 from tests.conformance.harness import Capability, LakeHarness, LakeView, rows_of
 from tests.conformance.wire import Wire
 from tests.postgres_server import (
     EXTERNAL_VARIABLE,
+    copy_database,
     drop_database,
     fresh_database,
     run_elsewhere,
@@ -253,13 +253,12 @@ async def _warm(view: LakeView) -> None:
 class PostgresBackend:
     """Copies a database that was upgraded once: a migration for each test would take minutes."""
 
-    def __init__(self, dsn: str, template: str) -> None:
-        self._dsn = dsn
+    def __init__(self, template: str) -> None:
         self._template = template
 
     @asynccontextmanager
     async def open(self, settings: BusSettings) -> AsyncIterator[LakeHarness]:
-        dsn = await self._copy()
+        dsn = await copy_database(self._template)
         harness = PostgresHarness(settings, dsn)
         try:
             await harness.start()
@@ -270,15 +269,6 @@ class PostgresBackend:
         finally:
             await asyncio.to_thread(drop_database, dsn)
 
-    async def _copy(self) -> str:
-        name = f"test_{secrets.token_hex(6)}"
-        connection = await asyncpg.connect(self._dsn)
-        try:
-            await connection.execute(f"CREATE DATABASE {name} TEMPLATE {self._template}")
-        finally:
-            await connection.close()
-        return urlunsplit(urlsplit(self._dsn)._replace(path=f"/{name}"))
-
 
 @contextmanager
 def postgres_backend(dsn: str) -> Iterator[PostgresBackend]:
@@ -287,6 +277,6 @@ def postgres_backend(dsn: str) -> Iterator[PostgresBackend]:
     template = fresh_database(dsn)
     try:
         run_elsewhere(lambda: upgrade(template))
-        yield PostgresBackend(dsn, urlsplit(template).path.lstrip("/"))
+        yield PostgresBackend(template)
     finally:
         drop_database(template)

@@ -167,6 +167,9 @@ def _snapshots_form_one_line(books: Books) -> None:
     for name in ("snapshot_id", "published_at", "watermark"):
         assert head[name] == newest[name], f"the head's {name} is not its snapshot's"
     assert head["publish_count"] == len(snapshots), "publishes are not counted"
+    appends = {row["snapshot_id"] for row in snapshots if row["operation"] == "append"}
+    published = {row["snapshot_id"] for row in books["ranges"]}
+    assert published == appends, f"a publish came in parts: {published ^ appends}"
 
 
 def _watermarks_are_terminal_prefixes(books: Books) -> None:

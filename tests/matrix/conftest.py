@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 
@@ -27,7 +26,7 @@ def matrix_backend(postgres_dsn: str) -> Iterator[MatrixBackend]:
     try:
         run_elsewhere(lambda: upgrade(template))
         run_elsewhere(lambda: install_sql_failpoints(template))
-        yield MatrixBackend(postgres_dsn, urlsplit(template).path.lstrip("/"))
+        yield MatrixBackend(template)
     finally:
         drop_database(template)
 

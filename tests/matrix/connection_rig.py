@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 import pytest
@@ -25,6 +23,7 @@ from tests.conformance.postgres import PostgresHarness
 from tests.faults.proxy import Proxy
 from tests.matrix.connection_audit import Acknowledged, audit
 from tests.postgres_server import (
+    copy_database,
     drop_database,
     fresh_database,
     new_data_dir,
@@ -105,14 +104,7 @@ class FaultyLake(PostgresHarness):
     async def audited(self, *, drained: bool = True) -> None:
         if drained:
             await self.drain()
-        await audit(
-            self.database_dsn,
-            bus=self.bus,
-            catalog=self.catalog,
-            acknowledged=self.acknowledged,
-            files=self.files,
-            drained=drained,
-        )
+        await audit(self, self.database_dsn, self.acknowledged, drained=drained)
 
 
 @asynccontextmanager
@@ -131,17 +123,6 @@ async def faulty_lake(
             await lake.stop()
     finally:
         await asyncio.to_thread(drop_database, dsn)
-
-
-async def copy_database(template: str) -> str:
-    parts = urlsplit(template)
-    name = f"test_{secrets.token_hex(6)}"
-    connection = await asyncpg.connect(urlunsplit(parts._replace(path="/postgres")))
-    try:
-        await connection.execute(f"CREATE DATABASE {name} TEMPLATE {parts.path.lstrip('/')}")
-    finally:
-        await connection.close()
-    return urlunsplit(parts._replace(path=f"/{name}"))
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import secrets
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 
@@ -38,7 +36,7 @@ from tests.matrix.auditor import (
     read_books,
     read_everything,
 )
-from tests.postgres_server import drop_database
+from tests.postgres_server import copy_database, drop_database
 
 MATRIX_SETTINGS = dataclasses.replace(SUITE_SETTINGS, lease_ttl_ms=60_000, retry_backoff_ms=0)
 ROLE_SETTINGS = RoleSettings(linger_ms=0, backoff_ms=1, backoff_ms_max=4, publish_attempts=4)
@@ -174,13 +172,12 @@ def _no_end(role: str, error: BaseException) -> None:
 class MatrixBackend:
     """Copies a database that was upgraded and given failpoints once."""
 
-    def __init__(self, dsn: str, template: str) -> None:
-        self._dsn = dsn
-        self._template = template
+    def __init__(self, template: str) -> None:
+        self.template = template
 
     @asynccontextmanager
     async def open(self, settings: BusSettings) -> AsyncIterator[MatrixLake]:
-        dsn = await self.copy()
+        dsn = await copy_database(self.template)
         try:
             lake = MatrixLake(settings, dsn)
             await lake.start()
@@ -191,16 +188,6 @@ class MatrixBackend:
                 await lake.stop()
         finally:
             await asyncio.to_thread(drop_database, dsn)
-
-    async def copy(self) -> str:
-        """A new database; the caller drops it."""
-        name = f"test_{secrets.token_hex(6)}"
-        connection = await asyncpg.connect(self._dsn)
-        try:
-            await connection.execute(f"CREATE DATABASE {name} TEMPLATE {self._template}")
-        finally:
-            await connection.close()
-        return urlunsplit(urlsplit(self._dsn)._replace(path=f"/{name}"))
 
 
 def keyed_entries(

@@ -51,6 +51,7 @@ DAMAGES: dict[str, Damage] = {
     "head's snapshot_id": lambda r: r["head"][0].update(snapshot_id=1),
     "head's watermark": lambda r: r["head"][0].update(watermark=[0, 0, 0]),
     "publishes are not counted": lambda r: r["head"][0].update(publish_count=9),
+    "came in parts": lambda r: r["snapshots"][-1].update(operation="create"),
     "watermark of": lambda r: r["snapshots"][2].update(watermark=[9, 9, 9]),
     "nobody wrote": lambda r: r["files"][0].update(file_id=uuid.UUID(int=7)),
     "other rows than recorded": lambda r: r["files"][0].update(rows=2),

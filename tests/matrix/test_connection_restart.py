@@ -20,9 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import asyncpg
 import httpx
-import pyarrow.parquet as pq
 import pytest
 from pydantic import SecretStr
 
@@ -34,8 +32,9 @@ from lakebus.settings import Settings
 from lakebus.settings_table import PostgresSettings
 from storage.ingesting.grants import SCOPES, Grant
 from storage.ingesting.keyring import KeyRing
-from tests.matrix.connection_audit import audit_control_plane
+from tests.matrix.auditor import check_books, check_drained, read_books
 from tests.matrix.connection_rig import own_server
+from tests.matrix.worker_audit import read_files
 from tests.postgres_server import new_data_dir
 
 _ROOT = Path(__file__).parents[2]
@@ -198,14 +197,14 @@ async def audit_stack(stack: Stack) -> None:
         assert covered.status_code == 200, covered.text
         listed = await answers(client, "GET", "/v1/tables/t/files")
     assert listed.status_code == 200, listed.text
-    connection = await asyncpg.connect(stack.server.dsn)
-    keys = dict(await connection.fetch("SELECT file_id::text, object_key FROM lakebus.data_file"))
-    await connection.close()
-    assert {file["file_id"] for file in listed.json()["files"]} == set(keys)
+    books = await read_books(stack.server.dsn)
+    assert {file["file_id"] for file in listed.json()["files"]} == {
+        str(row["file_id"]) for row in books["files"]
+    }
     objects = components.objects_dir(components.read_settings(str(stack.settings_path)))
-    rows: Counter[int] = Counter()
-    for object_key in keys.values():
-        rows.update(pq.read_table(objects / object_key).column("id").to_pylist())
+    contents, ids = read_files(objects, books)
+    check_books(books, contents)
+    check_drained(books)
+    rows = Counter(row_id for found in ids.values() for row_id in found)
     assert set(rows.values()) == {1}, "rows were published twice"
     assert set(rows) == set(map(int, stack.receipts))
-    await audit_control_plane(stack.server.dsn, drained=True)

@@ -45,7 +45,7 @@ async def audit(
 
     objects = _objects(root)  # before the books: an intent is older than its object (C6)
     books = await read_books(dsn)
-    contents, ids = _read_files(root, books)
+    contents, ids = read_files(root, books)
     check_books(books, contents)
     if drained:
         check_drained(books)
@@ -70,7 +70,7 @@ async def audit(
     )
 
 
-def _read_files(
+def read_files(
     root: Path, books: Books
 ) -> tuple[dict[uuid.UUID, dict[Place, int]], dict[Place, list[int]]]:
     """Rows by entry of each file, and ids by entry, out of the objects that the catalog names:

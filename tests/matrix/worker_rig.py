@@ -33,7 +33,7 @@ from tests.matrix.rig import MatrixBackend
 from tests.matrix.worker_audit import Audit, audit
 from tests.matrix.worker_process import WorkerProcess
 from tests.matrix.worker_roles import Worker, WorkerSettings, open_worker
-from tests.postgres_server import drop_database
+from tests.postgres_server import copy_database, drop_database
 
 _LOOK_S = 0.01
 #: How late an expired lease may become claimable (B5).
@@ -48,7 +48,7 @@ ROLES = RoleSettings(
 @pytest.fixture
 async def rig(matrix_backend: MatrixBackend, tmp_path: Path) -> AsyncIterator[WorkerRig]:
     async with AsyncExitStack() as stack:
-        dsn = await matrix_backend.copy()
+        dsn = await copy_database(matrix_backend.template)
         stack.push_async_callback(asyncio.to_thread, drop_database, dsn)
         yield await stack.enter_async_context(open_rig(dsn, tmp_path / "objects"))
 
