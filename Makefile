@@ -39,7 +39,7 @@ simulate: $(VENV)/.dev ## Seeded schedules with faults, in memory: SEED=1 MINUTE
 	$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES))
 
 mutation: $(VENV)/.dev ## Break a copy of the code on purpose; the suite must notice each time
-	$(BIN)/python -m tests.mutation --write benchmarks/results $(MUTANTS)
+	$(BIN)/python -m tests.mutation $(if $(MUTANTS),$(MUTANTS),--write benchmarks/results)
 
 bench: $(VENV)/.dev ## Run the benchmarks
 	$(BIN)/python -m benchmarks
