@@ -209,15 +209,6 @@ class _Sink:
     def close(self) -> None:
         self.closed = True
 
-    def readable(self) -> bool:
-        return False
-
-    def seekable(self) -> bool:
-        return False
-
-    def writable(self) -> bool:
-        return True
-
 
 def in_utc(schema: pa.Schema) -> pa.Schema:
     """DuckDB names the zone of `timestamptz` Etc/UTC; everything else here says UTC."""

@@ -45,13 +45,6 @@ class Armed:
         except TimeoutError:
             raise AssertionError(f"{self.name} was not reached within {within_s} s") from None
 
-    def reached_sync(self, count: int = 1, *, within_s: float = 30.0) -> None:
-        """The same for a test without a loop."""
-        try:
-            self._signal(count).result(within_s)
-        except TimeoutError:
-            raise AssertionError(f"{self.name} was not reached within {within_s} s") from None
-
     def resume(self) -> None:
         """Lets everybody go on who is paused here now; who comes later is paused again."""
         with _lock:

@@ -3,8 +3,6 @@
 `watched_disk` stands between that module and `os`: it tells each step of a put as it is reached
 (`DiskPoint`), and whoever is told may record it, raise an OSError, or end the process. So a put can
 be cut at each step without a marker in the product, and the order of its steps can be read.
-
-`small_disk` is a real file system of a few MiB, for runs that may mount one.
 """
 
 from __future__ import annotations
@@ -12,8 +10,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import subprocess
-import tempfile
 from collections.abc import Callable, Iterator
 from enum import StrEnum
 from pathlib import Path
@@ -121,21 +117,3 @@ def _without_unnamed_files(watched: _WatchedOs) -> Any:
     names = {name: getattr(watched, name) for name in dir(os) if not name.startswith("__")}
     del names["O_TMPFILE"]
     return SimpleNamespace(**names)
-
-
-def may_mount() -> bool:
-    return os.geteuid() == 0
-
-
-@contextlib.contextmanager
-def small_disk(size_bytes: int = 2 * 1024 * 1024) -> Iterator[Path]:
-    """A real file system that is soon full. Needs root (`may_mount`)."""
-
-    folder = Path(tempfile.mkdtemp(prefix="lakebus-small-disk-"))
-    options = f"size={size_bytes},mode=0777"
-    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], check=True)
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", folder], check=True)
-        folder.rmdir()

@@ -24,7 +24,7 @@ from lakebus.errors import Unavailable
 from lakebus.schemas import Column, TableSchema
 from storage.bus.interface import Accepted, Claim, KeyTaken
 from storage.bus.sharding import ordering_of
-from storage.catalog.interface import CommitOutcome
+from storage.catalog.interface import Commit, CommitOutcome, Published
 from storage.files.objects import MemoryObjectStore
 from storage.postgres import PostgresLake
 from storage.postgres.group_commit import key_hash
@@ -324,11 +324,19 @@ async def test_C6_a_collection_under_way_is_waited_for(
     assert published.outcomes == {commit.commit_id: outcome}
 
 
-async def test_C5_reading_back_waits_for_a_publication_under_way(
-    lake: LakeHarness, table: TableSchema
-) -> None:
+@dataclasses.dataclass(frozen=True, slots=True)
+class UnderWay:
+    """A publication that has begun and waits for the lease row, which a stranger holds."""
+
+    publication_id: uuid.UUID
+    commit: Commit
+    publishing: asyncio.Future[Published]
+    obstacle: Obstacle
+
+
+@asynccontextmanager
+async def publication_under_way(lake: LakeHarness, table: TableSchema) -> AsyncIterator[UnderWay]:
     await lake.accept_many(table, 1)
-    view = await lake.second()
     worker = lake.worker()
     commit = await worker.stage(await worker.claim())
     publication_id = new_uuid()
@@ -338,33 +346,34 @@ async def test_C5_reading_back_waits_for_a_publication_under_way(
         )
         publishing = asyncio.ensure_future(lake.catalog.publish(publication_id, [commit]))
         await obstacle.stops(1)
-        asking = asyncio.ensure_future(view.catalog.publish_outcome(publication_id))
-        await obstacle.stops(2, unless=asking)
-        await obstacle.go()
-        published, told = await asyncio.wait_for(asyncio.gather(publishing, asking), _HANG_S)
-    assert published.outcomes == {commit.commit_id: CommitOutcome.PUBLISHED}
+        yield UnderWay(publication_id, commit, publishing, obstacle)
+
+
+async def test_C5_reading_back_waits_for_a_publication_under_way(
+    lake: LakeHarness, table: TableSchema
+) -> None:
+    view = await lake.second()
+    async with publication_under_way(lake, table) as first:
+        asking = asyncio.ensure_future(view.catalog.publish_outcome(first.publication_id))
+        await first.obstacle.stops(2, unless=asking)
+        await first.obstacle.go()
+        published, told = await asyncio.wait_for(asyncio.gather(first.publishing, asking), _HANG_S)
+    assert published.outcomes == {first.commit.commit_id: CommitOutcome.PUBLISHED}
     assert told == published
 
 
 async def test_C5_a_repeat_waits_for_the_publication_under_way(
     lake: LakeHarness, table: TableSchema
 ) -> None:
-    await lake.accept_many(table, 1)
     view = await lake.second()
-    worker = lake.worker()
-    commit = await worker.stage(await worker.claim())
-    publication_id = new_uuid()
-    async with obstacle_in(lake) as obstacle:
-        await obstacle.hold(
-            "SELECT 1 FROM lakebus.bus_lease WHERE lease_id = $1 FOR UPDATE", commit.lease.lease_id
+    async with publication_under_way(lake, table) as first:
+        again = asyncio.ensure_future(view.catalog.publish(first.publication_id, [first.commit]))
+        await first.obstacle.stops(2)
+        await first.obstacle.go()
+        published, repeated = await asyncio.wait_for(
+            asyncio.gather(first.publishing, again), _HANG_S
         )
-        first = asyncio.ensure_future(lake.catalog.publish(publication_id, [commit]))
-        await obstacle.stops(1)
-        again = asyncio.ensure_future(view.catalog.publish(publication_id, [commit]))
-        await obstacle.stops(2)
-        await obstacle.go()
-        published, repeated = await asyncio.wait_for(asyncio.gather(first, again), _HANG_S)
-    assert published.outcomes == {commit.commit_id: CommitOutcome.PUBLISHED}
+    assert published.outcomes == {first.commit.commit_id: CommitOutcome.PUBLISHED}
     assert repeated == published
 
 

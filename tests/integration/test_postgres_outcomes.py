@@ -31,7 +31,7 @@ async def test_A6_a_session_that_was_ended_may_have_committed(database_dsn: str)
 
     limited = await asyncpg.connect(database_dsn)
     version = limited.get_server_version().major
-    endings = [("SELECT pg_terminate_backend(pg_backend_pid())",)]
+    endings: list[tuple[str, ...]] = [("SELECT pg_terminate_backend(pg_backend_pid())",)]
     if version >= 17:
         endings.append(("SET transaction_timeout = 20", "BEGIN", "SELECT pg_sleep(5)"))
     await limited.close()

@@ -145,24 +145,25 @@ def repeat_file(forged: Forged) -> bool:
 def forget_last_entry(forged: Forged) -> bool:
     """The bus ends before an acknowledged entry, as after a lost tail."""
 
-    last = {shard.shard: shard.end - 1 for shard in forged.end_state.shards}
-    own = {receipt.token.own[0] for receipt in forged.receipts().values()}
-    place = forged.pick([place for place in last.items() if place in own])
-    if place is None:
-        return False
-    return _cut(forged, place, keep_entry=False)
+    return _cut_last(forged, keep_entry=False)
 
 
 @breaks(Kind.STUCK_ENTRY)
 def leave_last_entry(forged: Forged) -> bool:
     """The last entry of a drained shard is not terminal."""
 
+    return _cut_last(forged, keep_entry=True)
+
+
+def _cut_last(forged: Forged, *, keep_entry: bool) -> bool:
+    """Cuts the last entry of a shard for which somebody holds the receipt."""
+
     last = {shard.shard: shard.end - 1 for shard in forged.end_state.shards}
     own = {receipt.token.own[0] for receipt in forged.receipts().values()}
     place = forged.pick([place for place in last.items() if place in own])
     if place is None:
         return False
-    return _cut(forged, place, keep_entry=True)
+    return _cut(forged, place, keep_entry=keep_entry)
 
 
 def _cut(forged: Forged, place: tuple[int, int], *, keep_entry: bool) -> bool:

@@ -44,6 +44,15 @@ def _answer(forged: Forged, place: int, rows: Rows) -> None:
     forged.lines[place] = replace(line, result=rows)
 
 
+def _answer_one(forged: Forged, found: list[tuple[int, Rows]]) -> bool:
+    """Answers one of these reads like that; False when there are none."""
+
+    chosen = forged.pick(found)
+    if chosen is not None:
+        _answer(forged, *chosen)
+    return chosen is not None
+
+
 @breaks(Kind.NON_MONOTONIC_READ)
 def read_below_token(forged: Forged) -> bool:
     found: list[tuple[int, Rows]] = []
@@ -51,11 +60,7 @@ def read_below_token(forged: Forged) -> bool:
         assert isinstance(invoke.operation, Read)
         floor = max((token.floor for token in invoke.operation.tokens), default=0)
         found += [(place, r) for r in _other_answers(forged, place) if r.snapshot_id < floor]
-    chosen = forged.pick(found)
-    if chosen is None:
-        return False
-    _answer(forged, *chosen)
-    return True
+    return _answer_one(forged, found)
 
 
 @breaks(Kind.STALE_READ)
@@ -82,11 +87,7 @@ def read_old_latest(forged: Forged) -> bool:
             for rows in _other_answers(forged, place)
             if floor <= rows.snapshot_id < newest
         ]
-    chosen = forged.pick(found)
-    if chosen is None:
-        return False
-    _answer(forged, *chosen)
-    return True
+    return _answer_one(forged, found)
 
 
 @breaks(Kind.STALE_READ)
@@ -122,11 +123,7 @@ def answer_other_snapshot(forged: Forged) -> bool:
             for rows in _other_answers(forged, place)
             if rows.snapshot_id != asked.snapshot_id
         ]
-    chosen = forged.pick(found)
-    if chosen is None:
-        return False
-    _answer(forged, *chosen)
-    return True
+    return _answer_one(forged, found)
 
 
 @breaks(Kind.WRONG_SNAPSHOT)
@@ -141,11 +138,7 @@ def answer_other_time(forged: Forged) -> bool:
         found += [
             (place, rows) for rows in _other_answers(forged, place) if rows.snapshot_id != now
         ]
-    chosen = forged.pick(found)
-    if chosen is None:
-        return False
-    _answer(forged, *chosen)
-    return True
+    return _answer_one(forged, found)
 
 
 @breaks(Kind.WRONG_TOKEN)
