@@ -186,8 +186,8 @@ async def audit_stack(stack: Stack) -> None:
 
     tokens = [receipt["visibility_token"] for receipt in stack.receipts.values()][:8]
     async with stack.client("door") as client:
-        last = max(map(int, stack.receipts)) + 3
-        for key in [*stack.receipts, *map(str, range(last - 6, last + 1))]:
+        # Every number, not only the last ones: a sender whose request hung is far behind the others.
+        for key in map(str, range(max(map(int, stack.receipts)) + 4)):
             answer = (await send(stack, client, key)).json()
             receipt = stack.receipts.setdefault(key, answer["receipt"])
             assert answer["receipt"] == receipt, "the key answers another receipt"
