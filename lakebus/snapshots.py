@@ -24,7 +24,13 @@ class ColumnStatistics:
 
 @dataclass(frozen=True, slots=True)
 class DataFile:
-    """An immutable Parquet object. `statistics` is by column id."""
+    """An immutable Parquet object. `statistics` is by column id.
+
+    `partition`: JSON text of the values of the table's partition transforms that all its rows
+    share, as `storage.files.partitions` writes them with the transforms' own text; None for a file
+    that mixes partitions, or of a table without any. `layout`: how its rows are sorted (the
+    table's `sort_by` at the rewrite, comma-separated), "" for the order of arrival.
+    """
 
     file_id: uuid.UUID
     table_id: int
@@ -36,6 +42,8 @@ class DataFile:
     statistics: Mapping[int, ColumnStatistics]
     first_snapshot: int = 0
     last_snapshot: int | None = None
+    partition: str | None = None
+    layout: str = ""
 
 
 @dataclass(frozen=True, slots=True)

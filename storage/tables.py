@@ -141,12 +141,16 @@ data_file = sa.Table(
     _required("size_bytes", sa.BigInteger),
     _required("sha256", sa.Text),
     _required("statistics", sa.Text),
+    sa.Column("partition", sa.Text),
+    sa.Column("layout", sa.Text, nullable=False, server_default=""),
     sa.Index("data_file_first_snapshot_idx", "first_snapshot"),
     sa.Index(
         "data_file_last_snapshot_idx",
         "last_snapshot",
         postgresql_where=sa.text("last_snapshot IS NOT NULL"),
     ),
+    # Asked by compaction: what is live in one table?
+    sa.Index("data_file_live_idx", "table_id", postgresql_where=sa.text("last_snapshot IS NULL")),
 )
 
 write_intent = sa.Table(
@@ -156,6 +160,98 @@ write_intent = sa.Table(
     _required("kind", sa.Text),
     _required("owner", sa.Uuid),
     _required("expires_at", _TIME),
+    sa.Column("table_id", sa.Integer),
+)
+
+# --- maintenance ---------------------------------------------------------------------------
+
+tag = sa.Table(
+    "tag",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    _required("snapshot_id", sa.BigInteger),
+    _required("created_at", _TIME),
+    _required("created_by", sa.Text),
+    sa.Index("tag_snapshot_id_idx", "snapshot_id"),
+)
+
+pin = sa.Table(
+    "pin",
+    metadata,
+    sa.Column("pin_id", sa.Uuid, primary_key=True),
+    _required("kind", sa.Text),
+    # Every snapshot from here on is pinned; null: only those named.
+    sa.Column("floor", sa.BigInteger),
+    _required("snapshot_ids", pg.ARRAY(sa.BigInteger)),
+    # Null: until it is released.
+    sa.Column("expires_at", _TIME),
+    _required("note", sa.Text),
+    **_ROW_STORE,
+)
+
+condemned_file = sa.Table(
+    "condemned_file",
+    metadata,
+    sa.Column("file_id", sa.Uuid, primary_key=True),
+    _required("object_key", sa.Text),
+    sa.Column("table_id", sa.Integer),
+    _required("reason", sa.Text),
+    sa.Column("size_bytes", sa.BigInteger),
+    _required("state", sa.Text),
+    _required("condemned_at", _TIME),
+    sa.Column("deleted_at", _TIME),
+    sa.CheckConstraint(
+        "state IN ('condemned', 'deleting', 'deleted')", name="condemned_file_state"
+    ),
+    sa.Index("condemned_file_state_condemned_at_idx", "state", "condemned_at"),
+)
+
+job = sa.Table(
+    "job",
+    metadata,
+    sa.Column("job_id", sa.Uuid, primary_key=True),
+    _required("kind", sa.Text),
+    sa.Column("table_id", sa.Integer),
+    _required("parameters", pg.JSONB),
+    _required("dry_run", sa.Boolean),
+    _required("requested_by", sa.Text),
+    sa.Column("principal_id", sa.Integer),
+    sa.Column("idempotency_key", sa.Text),
+    sa.Column("fingerprint", sa.LargeBinary),
+    _required("state", sa.Text),
+    _required("attempt", sa.Integer),
+    _required("epoch", sa.BigInteger),
+    sa.Column("owner", sa.Uuid),
+    sa.Column("expires_at", _TIME),
+    _required("not_before", _TIME),
+    _required("created_at", _TIME),
+    sa.Column("started_at", _TIME),
+    sa.Column("ended_at", _TIME),
+    _required("report", pg.JSONB),
+    sa.Column("error", pg.JSONB),
+    sa.CheckConstraint("state IN ('queued', 'running', 'done', 'failed')", name="job_state"),
+    sa.Index("job_created_at_idx", "created_at"),
+    sa.Index(
+        "job_open_idx",
+        "state",
+        "not_before",
+        postgresql_where=sa.text("state IN ('queued', 'running')"),
+    ),
+    sa.Index(
+        "job_idempotency_key_idx",
+        "principal_id",
+        "kind",
+        "idempotency_key",
+        unique=True,
+        postgresql_where=sa.text("idempotency_key IS NOT NULL"),
+    ),
+)
+
+job_schedule = sa.Table(
+    "job_schedule",
+    metadata,
+    sa.Column("kind", sa.Text, primary_key=True),
+    _required("next_at", _TIME),
 )
 
 # --- the bus -------------------------------------------------------------------------------

@@ -1,0 +1,168 @@
+"""Jobs of maintenance: what is asked for, what ran, what it did, and what a job stands on.
+
+The record in the database is the truth. A job belongs to one worker at a time by a lease with an
+epoch; a worker that lost its lease cannot write the record any more. That is bookkeeping, not
+safety: every step of every job is safe when two run it at once, because swaps, expiry and
+collection are each decided in one transaction of `storage.maintenance.interface`.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import uuid
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Protocol
+
+from lakebus.clock import Chance, Clock
+from storage.bus.interface import IngestBus
+from storage.catalog.interface import Catalog
+from storage.engine.settings import EngineSettings
+from storage.files.objects import ObjectStore
+from storage.maintenance.interface import Upkeep
+from storage.maintenance.settings import MaintenanceSettings
+
+
+class JobKind(StrEnum):
+    COMPACT = "compact"
+    RETAIN = "retain"
+    COLLECT = "collect"
+    VALIDATE = "validate"
+    DELETE = "delete"
+    ERASE = "erase"
+
+
+class JobState(StrEnum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class JobRequest:
+    """`table_id` None: every table. `parameters` is JSON and depends on the kind.
+
+    With `idempotency_key` (and then `principal_id` and `fingerprint`) the same request again is the
+    same job, for ever. Without one, a request equal to a job still open (kind, table, parameters,
+    dry run) is that job.
+    """
+
+    kind: JobKind
+    requested_by: str
+    table_id: int | None = None
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    dry_run: bool = False
+    principal_id: int | None = None
+    idempotency_key: str | None = None
+    fingerprint: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """`report` is JSON: what the job did (or, as a dry run, would do). `error` is set when it
+    failed: {code, detail}."""
+
+    job_id: uuid.UUID
+    kind: JobKind
+    table_id: int | None
+    parameters: Mapping[str, Any]
+    dry_run: bool
+    requested_by: str
+    state: JobState
+    attempt: int
+    created_at: dt.datetime
+    started_at: dt.datetime | None = None
+    ended_at: dt.datetime | None = None
+    report: Mapping[str, Any] = field(default_factory=dict)
+    error: Mapping[str, Any] | None = None
+
+    @property
+    def ended(self) -> bool:
+        return self.state in (JobState.DONE, JobState.FAILED)
+
+
+@dataclass(frozen=True, slots=True)
+class JobClaim:
+    """The right to run a job until its lease ends; `epoch` is the fence of its record."""
+
+    job: Job
+    epoch: int
+    ttl_s: float
+
+
+class JobStore(Protocol):
+    """All calls raise Unavailable, writes also OutcomeUnknown."""
+
+    async def submit(self, request: JobRequest) -> tuple[Job, bool]:
+        """(the job, whether it was there already). Raises IdempotencyConflict."""
+        ...
+
+    async def submit_due(self, kind: JobKind, *, every_s: float, requested_by: str) -> Job | None:
+        """Submits the periodic job when its time has come, and sets the next time with a jitter of
+        up to a tenth: in one transaction, so two schedulers submit it once."""
+        ...
+
+    async def claim(
+        self, owner: uuid.UUID, *, kinds: Sequence[JobKind], ttl_s: float
+    ) -> JobClaim | None:
+        """The oldest job that is queued, or whose worker let its lease expire."""
+        ...
+
+    async def renew(self, claim: JobClaim, *, ttl_s: float) -> None:
+        """Raises LeaseLost."""
+        ...
+
+    async def note(self, claim: JobClaim, report: Mapping[str, Any]) -> None:
+        """Progress, for whoever looks. Raises LeaseLost."""
+        ...
+
+    async def finish(
+        self,
+        claim: JobClaim,
+        report: Mapping[str, Any],
+        *,
+        error: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Ends the job. Raises LeaseLost."""
+        ...
+
+    async def give_back(self, claim: JobClaim, *, delay_s: float, error: str) -> None:
+        """Somebody may try it again after the delay: store or catalog were away."""
+        ...
+
+    async def job(self, job_id: uuid.UUID) -> Job | None: ...
+
+    async def jobs(
+        self, *, limit: int = 100, before: dt.datetime | None = None, kind: JobKind | None = None
+    ) -> Sequence[Job]:
+        """Newest first."""
+        ...
+
+    async def forget(self, *, older_than_s: float) -> int:
+        """Forgets ended jobs without a key that ended so long ago."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class JobContext:
+    """What a job stands on. `temp_dir` is its own and is removed after it. `engine` is how a caged
+    engine is made, for predicates that callers wrote. `note` records progress and raises LeaseLost
+    when the job is not ours any more; call it between steps."""
+
+    catalog: Catalog
+    upkeep: Upkeep
+    bus: IngestBus
+    store: ObjectStore
+    settings: MaintenanceSettings
+    engine: EngineSettings
+    temp_dir: Path
+    clock: Clock
+    chance: Chance
+    note: Callable[[Mapping[str, Any]], Awaitable[None]]
+
+
+#: The body of a job; answers its report (JSON).
+JobBody = Callable[[JobContext, Job], Awaitable[Mapping[str, Any]]]
