@@ -34,12 +34,11 @@ from lakebus.schemas import (
     POSITION_COLUMN,
     ROW_COLUMN,
     SHARD_COLUMN,
-    Column,
     TableSchema,
 )
 from lakebus.snapshots import ColumnStatistics
 from storage.files.statistics import storage_of, table_statistics
-from storage.rows.types import Family, parse_type
+from storage.rows.types import ColumnType, Family, parse_type
 
 #: Field ids of the hidden columns: far above any column id, and below the ids from 2147483539 up
 #: that DuckDB and Iceberg keep for themselves.
@@ -68,7 +67,7 @@ _DICTIONARY_ROWS_MIN = 4096
 _SAMPLE_ROWS = 1024
 _DISTINCT_SHARE_MAX = 0.5
 #: Positions and rows are runs and counters; deltas shrink them to almost nothing.
-_HIDDEN_ENCODING = dict.fromkeys(HIDDEN_COLUMNS, "DELTA_BINARY_PACKED")
+HIDDEN_ENCODING = dict.fromkeys(HIDDEN_COLUMNS, "DELTA_BINARY_PACKED")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,15 +112,15 @@ def encode_data_file(
         array = given.pop(str(column.column_id), None)
         if array is None:
             continue
-        array = _in_file_type(column.type, array)
+        array = in_file_type(parse_type(column.type), array)
         by_id[column.column_id] = array
-        fields.append(_field(column.name, column.column_id, array.type))
+        fields.append(file_field(column.name, column.column_id, array.type))
         arrays.append(array)
     for name, (_, arrow) in HIDDEN_TYPES.items():
         array = given.pop(name, None)
         if array is None or array.type != arrow:
             raise ValueError(f"data files need the hidden column {name} as {arrow}")
-        fields.append(_field(name, HIDDEN_FIELD_IDS[name], arrow))
+        fields.append(file_field(name, HIDDEN_FIELD_IDS[name], arrow))
         arrays.append(array)
     if given:
         raise ValueError(f"columns {sorted(given)} are not columns of table {schema.name}")
@@ -130,7 +129,8 @@ def encode_data_file(
     bounded = [*HIDDEN_COLUMNS]
     for column in schema.columns:
         found = statistics.get(column.column_id)
-        if found and _footer_may_bound(column, found, by_id[column.column_id], row_group_rows):
+        kind = parse_type(column.type)
+        if found and _footer_may_bound(kind, found, by_id[column.column_id], row_group_rows):
             bounded.append(column.name)
     data = _write(table, bounded, row_group_rows=row_group_rows)
     digest = hashlib.sha256(data).hexdigest()
@@ -138,12 +138,15 @@ def encode_data_file(
 
 
 @functools.lru_cache(maxsize=4096)
-def _field(name: str, field_id: int, arrow: pa.DataType) -> pa.Field:
+def file_field(name: str, field_id: int, arrow: pa.DataType) -> pa.Field:
+    """A column as data files have it: known by its field id."""
+
     return pa.field(name, arrow, metadata={_FIELD_ID_KEY: str(field_id).encode()})
 
 
-def _in_file_type(sql_type: str, array: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
-    kind = parse_type(sql_type)
+def in_file_type(kind: ColumnType, array: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    """`array`, of the column's Arrow type, as data files hold it. Raises ValueError otherwise."""
+
     if array.type != kind.arrow:
         raise ValueError(f"a column of type {kind.sql} came as {array.type}, not {kind.arrow}")
     if kind.family is Family.JSON:
@@ -163,24 +166,37 @@ def _as_extension(
 
 
 def _footer_may_bound(
-    column: Column,
+    kind: ColumnType,
     statistics: ColumnStatistics,
     values: pa.Array | pa.ChunkedArray,
     row_group_rows: int,
 ) -> bool:
     """False for the columns whose bounds DuckDB would misread; the module's head says which."""
 
-    family = parse_type(column.type).family
-    if family is Family.JSON:
-        return False
-    if family is Family.FLOAT:
-        return statistics.minimum is not None  # none: a NaN, or nothing but nulls
-    if family not in (Family.VARCHAR, Family.BLOB) or statistics.null_count == 0:
-        return True
+    if len(values) <= row_group_rows or statistics.null_count == 0:
+        return group_may_have_bounds(kind, statistics, values)
+    if kind.family not in (Family.VARCHAR, Family.BLOB):
+        return group_may_have_bounds(kind, statistics, values)
     groups = (
         values.slice(start, row_group_rows) for start in range(0, len(values), row_group_rows)
     )
     return not any(group.null_count and _is_constant(group) for group in groups)
+
+
+def group_may_have_bounds(
+    kind: ColumnType, statistics: ColumnStatistics, group: pa.Array | pa.ChunkedArray
+) -> bool:
+    """Whether one row group lets its column have bounds in the footer; a file gives a column
+    bounds only if every group does. `statistics` are the group's."""
+
+    if kind.family is Family.JSON:
+        return False
+    if kind.family is Family.FLOAT:
+        # No bound beside a value: a NaN.
+        return statistics.minimum is not None or statistics.null_count == len(group)
+    if kind.family not in (Family.VARCHAR, Family.BLOB) or statistics.null_count == 0:
+        return True
+    return not _is_constant(group)
 
 
 def _is_constant(group: pa.Array | pa.ChunkedArray) -> bool:
@@ -195,8 +211,8 @@ def _write(table: pa.Table, bounded: list[str], *, row_group_rows: int) -> bytes
         sink,
         row_group_size=row_group_rows,
         compression="zstd",
-        use_dictionary=_dictionary_columns(table) or False,
-        column_encoding=_HIDDEN_ENCODING,
+        use_dictionary=_repeating_columns(table) or False,
+        column_encoding=HIDDEN_ENCODING,
         write_statistics=bounded,
         store_schema=False,
     )
@@ -204,27 +220,32 @@ def _write(table: pa.Table, bounded: list[str], *, row_group_rows: int) -> bytes
     return data
 
 
-def _dictionary_columns(table: pa.Table) -> list[str]:
-    """Columns whose values repeat, by a sample spread over the whole table.
-
-    Arrow gives a dictionary up only when it has grown past a megabyte; a dictionary of values that
-    hardly repeat costs time and bytes.
-    """
+def _repeating_columns(table: pa.Table) -> list[str]:
+    """Columns whose values repeat, by a sample spread over the whole table."""
 
     if table.num_rows < _DICTIONARY_ROWS_MIN:
         return []
     step = max(1, table.num_rows // _SAMPLE_ROWS)
     sample = table.take(pa.array(range(0, table.num_rows, step)))
     most = sample.num_rows * _DISTINCT_SHARE_MAX
-    found: list[str] = []
+    return [name for name, distinct in distinct_counts(sample).items() if distinct <= most]
+
+
+def distinct_counts(table: pa.Table) -> dict[str, int]:
+    """How many values each column has that could take a dictionary.
+
+    Arrow gives a dictionary up only when it has grown past a megabyte; a dictionary of values that
+    hardly repeat costs time and bytes.
+    """
+
+    found: dict[str, int] = {}
     for name in table.schema.names:
-        if name in HIDDEN_TYPES or pa.types.is_boolean(table.schema.field(name).type):
+        column = table.column(name)
+        if name in HIDDEN_TYPES or pa.types.is_boolean(column.type):
             continue
-        column = sample.column(name)
         if isinstance(column.type, pa.BaseExtensionType):
             column = storage_of(column)
-        if pc.count_distinct(column).as_py() <= most:
-            found.append(name)
+        found[name] = pc.count_distinct(column).as_py()
     return found
 
 

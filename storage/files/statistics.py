@@ -33,7 +33,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Final
 
@@ -218,6 +218,30 @@ BOUND_READERS: Final[Mapping[Family, Callable[[str], Any]]] = {
     Family.TIMESTAMPTZ: int,
     Family.UUID: lambda text: uuid.UUID(text).int,
 }
+
+
+def merged_statistics(
+    kind: ColumnType, parts: Sequence[tuple[int, ColumnStatistics]]
+) -> ColumnStatistics:
+    """Statistics of a file from those of its row groups, each with its count of rows.
+
+    A group of nulls claims nothing and spoils nothing; a group with values but without a bound (a
+    NaN, a text that cannot be raised) leaves the file without it. The bound of a whole file is
+    always the bound of one of its groups, so cut texts stay within their length.
+    """
+
+    null_count = sum(part.null_count for _, part in parts)
+    claims = [part for rows, part in parts if part.null_count < rows]
+    if not claims or kind.family is Family.JSON:
+        return ColumnStatistics(null_count)
+    value = BOUND_READERS[kind.family]
+    lowers = [part.minimum for part in claims if part.minimum is not None]
+    uppers = [part.maximum for part in claims if part.maximum is not None]
+    return ColumnStatistics(
+        null_count,
+        min(lowers, key=value) if len(lowers) == len(claims) else None,
+        max(uppers, key=value) if len(uppers) == len(claims) else None,
+    )
 
 
 # --- as JSON -------------------------------------------------------------------------------

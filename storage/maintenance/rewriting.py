@@ -1,4 +1,4 @@
-"""What a rewrite of data files takes and gives: plain nouns (`storage.maintenance.rewrite` works)."""
+"""What a rewrite takes and gives: plain nouns (`storage.maintenance.rewrite` does the work)."""
 
 from __future__ import annotations
 
