@@ -9,6 +9,11 @@ one write intent and so one file a table. All rows are brought to the newest ver
 columns are matched by id, later ones are null, and types are widened. Nothing is lost that any
 snapshot could show, because the newer version was published before the range is. Where a cast does
 not fit, the range fails as a whole, and its halves are tried (B8).
+
+A table with `partition_by` gets one file a partition, as long as a range has few of them. More
+would make a storm of tiny files, each with its own intent, object and manifest row, that compaction
+would have to merge again: then the range is one file that mixes partitions (`partition` None), and
+compaction, which sees more rows at a time, cuts it.
 """
 
 from __future__ import annotations
@@ -23,6 +28,7 @@ from lakebus.errors import Fault
 from lakebus.schemas import POSITION_COLUMN, ROW_COLUMN, SHARD_COLUMN, TableSchema
 from storage.bus.interface import ClaimedSegment
 from storage.files.parquet import EncodedFile
+from storage.files.partitions import partition_spec
 from storage.rows.segment import decode_segment, single_entry_segment
 from storage.rows.types import parse_type
 
@@ -49,11 +55,12 @@ class RangeEntry:
 
 @dataclass(frozen=True, slots=True)
 class TableFile:
-    """The encoded rows of one table."""
+    """The encoded rows of one table, or of one of its partitions."""
 
     table_id: int
     schema_version: int
     encoded: EncodedFile
+    partition: str | None = None
 
 
 @dataclass(slots=True)
@@ -79,9 +86,11 @@ def encode_range(
     entries: Sequence[RangeEntry],
     schemas: Mapping[SchemaKey, TableSchema],
     encode: EncodeFile,
+    *,
+    partitions_max: int = 1,
 ) -> list[TableFile]:
-    """One file a table with rows. Raises SchemasNeeded, and whatever the rows make the codecs
-    raise."""
+    """One file a table with rows, or one a partition where there are at most `partitions_max`.
+    Raises SchemasNeeded, and whatever the rows make the codecs raise."""
 
     slices = _slice_by_table(entries)
     missing = {
@@ -96,7 +105,15 @@ def encode_range(
     for table_id, found in slices.items():
         target = schemas[table_id, max(found.versions)]
         rows = _with_hidden_columns(shard, found, _assemble(found, target))
-        files.append(TableFile(table_id, target.version, encode(target, rows)))
+        if not target.partition_by:
+            files.append(TableFile(table_id, target.version, encode(target, rows)))
+            continue
+        spec = partition_spec(target.partition_by, target.columns)
+        parts = spec.split(rows, most=partitions_max)
+        if parts is None:
+            files.append(TableFile(table_id, target.version, encode(target, rows)))
+        else:
+            files += [TableFile(table_id, target.version, encode(target, p), t) for t, p in parts]
     return files
 
 

@@ -5,7 +5,10 @@ that entry alone, twice in the same way, while a canary of known good rows goes 
 code. When the canary fails, or more entries fail than is likely, the fault is taken to be ours and
 the range is given back whole. Whatever the object store raises never counts against an entry.
 
-Every file gets a name that was never used: the id of its write intent, fresh with each claim.
+Every file gets a name that was never used: the id of its write intent, fresh with each claim. A
+claim brings one intent a table; the further files of a partitioned table get theirs from
+`Intents`, before their first byte. When that fails nothing has been written, and the range is
+released (B7). All files of a range are one commit, so a partitioned entry, too, appears whole (A8).
 """
 
 from __future__ import annotations
@@ -14,10 +17,12 @@ import asyncio
 import logging
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import pyarrow as pa
 
@@ -59,9 +64,23 @@ VERDICTS: tuple[type[Exception], ...] = (
 #: The share of the time a range may be held: one that hangs its extraction, too, must still be set
 #: aside before its worker is taken to be stuck, or it would be tried for ever (B8).
 _EXTRACT_SHARE = 0.5
+_NOBODY = uuid.UUID(int=0)
 _CANARY_SCHEMA = TableSchema(
     table_id=0, name="canary", version=1, columns=(Column(column_id=1, name="n", type="bigint"),)
 )
+
+
+class Intents(Protocol):
+    """Where write intents beyond those of a claim come from; `storage.maintenance.interface.Upkeep`
+    is one."""
+
+    async def register_intents(
+        self, table_id: int, count: int, *, owner: uuid.UUID, ttl_s: float
+    ) -> Sequence[uuid.UUID]: ...
+
+    async def register_canary(self, *, owner: uuid.UUID, ttl_s: float) -> uuid.UUID: ...
+
+    async def forget_canary(self, file_id: uuid.UUID) -> None: ...
 
 
 class EncoderUnsound(Fault):
@@ -83,7 +102,9 @@ class Staged:
 
 
 class Stager:
-    """Shared by all ranges of one coordinator. `encode` is `storage.files.parquet`'s."""
+    """Shared by all ranges of one coordinator, whose instance is the `owner` of further intents.
+    `encode` is `storage.files.parquet`'s. Without `intents`, partitioned tables get one file a
+    range like all others, and compaction cuts it."""
 
     def __init__(
         self,
@@ -95,8 +116,13 @@ class Stager:
         clock: Clock,
         metrics: Metrics,
         chance: Chance = SYSTEM_CHANCE,
+        intents: Intents | None = None,
+        owner: uuid.UUID = _NOBODY,
     ) -> None:
         self._chance = chance
+        self._intents = intents
+        self._owner = owner
+        self._partitions_max = settings.partitions_per_range_max if intents is not None else 1
         self._catalog = catalog
         self._store = store
         self._encode = encode
@@ -159,25 +185,39 @@ class Stager:
         await self._run(self._canary_bytes)
 
     async def prove(self) -> None:
-        """The canary: known good rows through the encoder and the store (B8).
+        """The canary: known good rows through the encoder and the store (B8). Its object has a
+        write intent as long as it may be there, so that collection finds what a crash leaves (E4).
 
-        Raises EncoderUnsound, or Unavailable when it is the store that does not answer.
+        Raises EncoderUnsound, or Unavailable when the store or the catalog does not answer.
         """
 
         encoded = await self._run(self._canary_bytes)
-        key = f"canary/{self._chance.new_uuid()}.parquet"
+        intents, file_id = self._intents, self._chance.new_uuid()
+        if intents is not None:
+            file_id = await intents.register_canary(
+                owner=self._owner, ttl_s=self._settings.intent_ttl_s
+            )
+        key = f"canary/{file_id}.parquet"
         await self._store.put_new(key, encoded)
         # failpoint: stager.after_canary_put
         await self._store.delete(key)
+        # failpoint: stager.after_canary_delete
+        if intents is not None:
+            await intents.forget_canary(file_id)
 
     async def _encode_entries(self, shard: int, entries: Sequence[RangeEntry]) -> list[TableFile]:
         while True:
             try:
                 # In a thread however small it is: that costs 0.13 ms, and an entry that makes a
                 # codec spin must not stop the renewals of its neighbours.
-                return await self._run(encode_range, shard, entries, self._schemas, self._encode)
+                return await self._run(self._encode_range, shard, entries)
             except SchemasNeeded as needed:
                 await self._learn(needed.members["keys"])
+
+    def _encode_range(self, shard: int, entries: Sequence[RangeEntry]) -> list[TableFile]:
+        return encode_range(
+            shard, entries, self._schemas, self._encode, partitions_max=self._partitions_max
+        )
 
     async def _learn(self, keys: set[SchemaKey]) -> None:
         """Fetches schema versions; they never change, so they are kept."""
@@ -197,7 +237,7 @@ class Stager:
         shard = claim.lease.shard
 
         def trial(group: Sequence[RangeEntry]) -> object:
-            return encode_range(shard, group, self._schemas, self._encode)
+            return self._encode_range(shard, group)
 
         while True:
             try:
@@ -239,11 +279,26 @@ class Stager:
 
     async def _put_all(self, claim: Claim, encoded: Sequence[TableFile]) -> tuple[DataFile, ...]:
         if len(encoded) == 1:
-            return (await self._put(claim, encoded[0]),)
-        return tuple(await asyncio.gather(*(self._put(claim, file) for file in encoded)))
+            return (await self._put(claim.file_ids[encoded[0].table_id], encoded[0]),)
+        names = await self._names(claim, encoded)
+        puts = (self._put(next(names[file.table_id]), file) for file in encoded)
+        return tuple(await asyncio.gather(*puts))
 
-    async def _put(self, claim: Claim, file: TableFile) -> DataFile:
-        file_id = claim.file_ids[file.table_id]
+    async def _names(
+        self, claim: Claim, encoded: Sequence[TableFile]
+    ) -> dict[int, Iterator[uuid.UUID]]:
+        """A registered name for each file, by table: the claim's own, then further ones."""
+
+        names = {table_id: [file_id] for table_id, file_id in claim.file_ids.items()}
+        for table_id, count in Counter(file.table_id for file in encoded).items():
+            if count > 1 and self._intents is not None:
+                names[table_id] += await self._intents.register_intents(
+                    table_id, count - 1, owner=self._owner, ttl_s=self._settings.intent_ttl_s
+                )
+                # failpoint: stager.after_intents
+        return {table_id: iter(found) for table_id, found in names.items()}
+
+    async def _put(self, file_id: uuid.UUID, file: TableFile) -> DataFile:
         key = f"tables/{file.table_id}/{file_id}.parquet"
         # failpoint: stager.before_put
         await self._store.put_new(key, file.encoded.data)
@@ -259,6 +314,7 @@ class Stager:
             size_bytes=file.encoded.size_bytes,
             sha256=file.encoded.sha256,
             statistics=file.encoded.statistics,
+            partition=file.partition,
         )
 
     async def _extract_apart(self, entry: RangeEntry, timeout_s: float) -> bytes:

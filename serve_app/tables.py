@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import msgspec
@@ -44,6 +45,29 @@ class ChangeDocument(msgspec.Struct, forbid_unknown_fields=True):
     add_columns: list[ColumnDocument] = []
     rename_columns: dict[str, str] = {}
     drop_columns: list[str] = []
+    widen_columns: dict[str, str] = {}
+    relax_columns: list[str] = []
+    partition_by: list[str] | msgspec.UnsetType | None = msgspec.UNSET
+    sort_by: list[str] | msgspec.UnsetType | None = msgspec.UNSET
+    retention: dict[str, object] | msgspec.UnsetType | None = msgspec.UNSET
+
+    def request(self) -> TableChangeRequest:
+        """A member that is null removes what it names; one that is absent leaves it."""
+
+        return TableChangeRequest(
+            drop_columns=tuple(self.drop_columns),
+            rename_columns=self.rename_columns,
+            widen_columns=self.widen_columns,
+            relax_columns=tuple(self.relax_columns),
+            add_columns=tuple(column.definition() for column in self.add_columns),
+            partition_by=_replacement(self.partition_by),
+            sort_by=_replacement(self.sort_by),
+            retention=None if self.retention is msgspec.UNSET else self.retention or {},
+        )
+
+
+def _replacement(given: list[str] | msgspec.UnsetType | None) -> tuple[str, ...] | None:
+    return None if isinstance(given, msgspec.UnsetType) else tuple(given or ())
 
 
 async def post_table(call: Call, parameters: Parameters, app: Dependencies) -> Answer:
@@ -84,11 +108,7 @@ async def patch_table(call: Call, parameters: Parameters, app: Dependencies) -> 
     answer = await present(app.tables).alter(
         call.principal,
         call.path_values["table"],
-        TableChangeRequest(
-            drop_columns=tuple(document.drop_columns),
-            rename_columns=document.rename_columns,
-            add_columns=tuple(column.definition() for column in document.add_columns),
-        ),
+        document.request(),
         expected_version=expected_version,
     )
     return Answer(
@@ -174,6 +194,7 @@ def schema_json(schema: TableSchema) -> dict[str, object]:
         ],
         "partition_by": list(schema.partition_by),
         "sort_by": list(schema.sort_by),
+        "retention": schema.retention or None,
     }
 
 
@@ -194,6 +215,8 @@ def _file_json(file: DataFile, names: dict[int, str]) -> dict[str, object]:
         "sha256": file.sha256,
         "schema_version": file.schema_version,
         "first_snapshot_id": file.first_snapshot,
+        "partition": None if file.partition is None else json.loads(file.partition),
+        "sorted_by": file.layout or None,
         "statistics": {
             names[column_id]: {
                 "null_count": statistics.null_count,

@@ -15,11 +15,13 @@ from typing import Any, Final
 from lakebus.errors import SchemaInvalid
 from lakebus.schemas import Column, TableSchema
 from storage.files.constants import Interval, Number, Typed, interval_of
+from storage.files.partition_pruning import Versions, may_equal_one_of
 from storage.files.predicates import (
     Predicate,
     all_of,
     any_of,
     equal_to_one_of,
+    in_partition,
     is_not_null,
     is_null,
     starts_with,
@@ -54,11 +56,13 @@ def fold(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Relation:
-    """One mention of a table: how columns may be qualified, and which bare names are its own."""
+    """One mention of a table: how columns may be qualified, and which bare names are its own.
+    `versions`: the table's schema as older files were written with it."""
 
     schema: TableSchema
     qualifiers: frozenset[tuple[str, ...]]
     unclear_names: frozenset[str] | None
+    versions: Versions
 
     def column(self, reference: Node) -> tuple[Column, ColumnType] | None:
         """The column that a COLUMN_REF certainly means, if it is one of this relation."""
@@ -179,7 +183,8 @@ class Condition:
         column_id, kind, constant = found[0].column_id, found[1], intervals[0]
         match operator:
             case "COMPARE_EQUAL" | "COMPARE_NOT_DISTINCT_FROM":
-                return within(column_id, kind, least=constant, most=constant)
+                bounded = within(column_id, kind, least=constant, most=constant)
+                return self._placed(column_id, intervals, bounded)
             case "COMPARE_LESSTHAN":
                 return within(column_id, kind, most=constant, strict=True)
             case "COMPARE_LESSTHANOREQUALTO":
@@ -188,6 +193,14 @@ class Condition:
                 return within(column_id, kind, least=constant, strict=True)
             case _:
                 return within(column_id, kind, least=constant)
+
+    def _placed(
+        self, column_id: int, constants: Sequence[Interval], bounded: Predicate
+    ) -> Predicate:
+        """`bounded`, and the partition of a file must be that of one of the constants."""
+
+        may_hold = may_equal_one_of(column_id, constants, self._relation.versions)
+        return bounded if may_hold is None else in_partition(may_hold, bounded)
 
     def _between(self, node: Node) -> Predicate | None:
         found = self._relation.column(node["input"])
@@ -208,7 +221,10 @@ class Condition:
                 return is_not_null(found[0].column_id) if found else None
             case "COMPARE_IN" if found:
                 values = self._intervals(found[1], node["children"][1:])
-                return equal_to_one_of(found[0].column_id, found[1], values) if values else None
+                if not values:
+                    return None
+                bounded = equal_to_one_of(found[0].column_id, found[1], values)
+                return self._placed(found[0].column_id, values, bounded)
             case "OPERATOR_NOT":
                 return self._negation(first)
             case _:

@@ -15,10 +15,13 @@ from typing import Any
 
 from lakebus.snapshots import ColumnStatistics, DataFile
 from storage.files.constants import Interval
+from storage.files.partition_pruning import MayHold
 from storage.files.statistics import BOUND_READERS
 from storage.rows.types import ColumnType, Family
 
-Check = Callable[[Mapping[int, ColumnStatistics], int], bool]
+Statistics = Mapping[int, ColumnStatistics]
+#: Statistics and rows of a file, and the file itself for what only it says.
+Check = Callable[[Statistics, int, DataFile | None], bool]
 _Reader = Callable[[str], Any]
 
 #: Families whose bounds take longer to read than to look up again. The same texts come back with
@@ -36,10 +39,10 @@ class Predicate:
 
     check: Check
 
-    def keeps(self, statistics: Mapping[int, ColumnStatistics], rows: int) -> bool:
+    def keeps(self, statistics: Statistics, rows: int) -> bool:
         """False only when no row of a file with these statistics can satisfy the condition."""
 
-        return self.check(statistics, rows)
+        return self.check(statistics, rows, None)
 
 
 def prune(files: Sequence[DataFile], predicate: Predicate | None) -> list[DataFile]:
@@ -48,7 +51,7 @@ def prune(files: Sequence[DataFile], predicate: Predicate | None) -> list[DataFi
     if predicate is None:
         return list(files)
     check = predicate.check
-    return [file for file in files if check(file.statistics, file.rows)]
+    return [file for file in files if check(file.statistics, file.rows, file)]
 
 
 def all_of(predicates: Iterable[Predicate | None]) -> Predicate | None:
@@ -57,7 +60,9 @@ def all_of(predicates: Iterable[Predicate | None]) -> Predicate | None:
     checks = [p.check for p in predicates if p is not None]
     if len(checks) <= 1:
         return Predicate(checks[0]) if checks else None
-    return Predicate(lambda statistics, rows: all(check(statistics, rows) for check in checks))
+    return Predicate(
+        lambda statistics, rows, file: all(check(statistics, rows, file) for check in checks)
+    )
 
 
 def any_of(predicates: Iterable[Predicate | None]) -> Predicate | None:
@@ -69,11 +74,13 @@ def any_of(predicates: Iterable[Predicate | None]) -> Predicate | None:
         return None
     if len(checks) == 1:
         return Predicate(checks[0])
-    return Predicate(lambda statistics, rows: any(check(statistics, rows) for check in checks))
+    return Predicate(
+        lambda statistics, rows, file: any(check(statistics, rows, file) for check in checks)
+    )
 
 
 def is_null(column_id: int) -> Predicate:
-    def check(statistics: Mapping[int, ColumnStatistics], rows: int) -> bool:
+    def check(statistics: Statistics, rows: int, _: DataFile | None) -> bool:
         found = statistics.get(column_id)
         return found is None or found.null_count > 0
 
@@ -81,7 +88,7 @@ def is_null(column_id: int) -> Predicate:
 
 
 def is_not_null(column_id: int) -> Predicate:
-    def check(statistics: Mapping[int, ColumnStatistics], rows: int) -> bool:
+    def check(statistics: Statistics, rows: int, _: DataFile | None) -> bool:
         found = statistics.get(column_id)
         return found is None or found.null_count < rows
 
@@ -104,7 +111,7 @@ def within(
     low = None if least is None else least.lower
     high = None if most is None else most.upper
 
-    def check(statistics: Mapping[int, ColumnStatistics], rows: int) -> bool:
+    def check(statistics: Statistics, rows: int, _: DataFile | None) -> bool:
         found = statistics.get(column_id)
         if found is None:
             return True
@@ -137,7 +144,7 @@ def equal_to_one_of(column_id: int, kind: ColumnType, constants: Sequence[Interv
     # Rounding moves both ends of an interval monotonically, so `lowers` is sorted too.
     lowers = [constant.lower for constant in ordered]
 
-    def check(statistics: Mapping[int, ColumnStatistics], rows: int) -> bool:
+    def check(statistics: Statistics, rows: int, _: DataFile | None) -> bool:
         found = statistics.get(column_id)
         if found is None:
             return True
@@ -161,7 +168,7 @@ def starts_with(column_id: int, prefix: bytes) -> Predicate:
 
     length = len(prefix)
 
-    def check(statistics: Mapping[int, ColumnStatistics], rows: int) -> bool:
+    def check(statistics: Statistics, rows: int, _: DataFile | None) -> bool:
         found = statistics.get(column_id)
         if found is None:
             return True
@@ -170,5 +177,24 @@ def starts_with(column_id: int, prefix: bytes) -> Predicate:
         if found.maximum is not None and found.maximum.encode() < prefix:
             return False
         return found.minimum is None or found.minimum.encode()[:length] <= prefix
+
+    return Predicate(check)
+
+
+def in_partition(may_hold: MayHold, bounded: Predicate) -> Predicate:
+    """`bounded`, for rows that `may_hold` looks for; it is asked once for each partition."""
+
+    verdicts: dict[tuple[int, str], bool] = {}
+    within_bounds = bounded.check
+
+    def check(statistics: Statistics, rows: int, file: DataFile | None) -> bool:
+        if file is not None and file.partition is not None:
+            key = (file.schema_version, file.partition)
+            verdict = verdicts.get(key)
+            if verdict is None:
+                verdict = verdicts[key] = may_hold(*key)
+            if not verdict:
+                return False
+        return within_bounds(statistics, rows, file)
 
     return Predicate(check)

@@ -24,6 +24,7 @@ from typing import Any, Final
 
 from lakebus.schemas import TableSchema
 from storage.files.conditions import Condition, Constants, Node, Parameters, Relation, fold
+from storage.files.partition_pruning import Versions
 from storage.files.predicates import Predicate, all_of, any_of, prune
 
 __all__ = ["Predicate", "prune", "table_predicates"]
@@ -32,17 +33,22 @@ _PLAIN_JOINS: Final = frozenset({"REGULAR", "CROSS", "NATURAL"})
 
 
 def table_predicates(
-    tree: Node, parameters: Parameters, schemas: Mapping[str, TableSchema]
+    tree: Node,
+    parameters: Parameters,
+    schemas: Mapping[str, TableSchema],
+    versions: Mapping[str, Versions] | None = None,
 ) -> dict[str, Predicate | None]:
     """One predicate for each table of `schemas`, or None where every file must be read.
 
     `tree` is the whole document or any part of it; `parameters` as bound by the query: a sequence
     for `?`, a mapping for `$name`. `schemas` is keyed by folded `table` or `namespace.table`, each
-    in the version that the query reads. Mentions with `AT` get no predicate here.
+    in the version that the query reads. Mentions with `AT` get no predicate here. `versions`, keyed
+    alike, gives the schemas that older files were written with; without it, the partitions of files
+    of other versions are not looked at.
     """
 
     selects, mentions, cte_names = _collect(tree)
-    analysis = _Analysis(parameters, schemas)
+    analysis = _Analysis(parameters, schemas, versions or {})
     for select in selects:
         analysis.read_select(select)
     found: dict[str, list[Predicate | None]] = {name: [] for name in schemas}
@@ -91,9 +97,15 @@ def _path(mention: Node) -> tuple[str, ...]:
 class _Analysis:
     """The predicate of every mention that some SELECT's FROM reaches, by identity of its node."""
 
-    def __init__(self, parameters: Parameters, schemas: Mapping[str, TableSchema]) -> None:
+    def __init__(
+        self,
+        parameters: Parameters,
+        schemas: Mapping[str, TableSchema],
+        versions: Mapping[str, Versions],
+    ) -> None:
         self._constants = Constants(parameters)
         self._schemas = schemas
+        self._versions = versions
         self.predicates: dict[int, Predicate | None] = {}
 
     def read_select(self, select: Node) -> None:
@@ -131,16 +143,21 @@ class _Analysis:
             return None
         path = _path(mention)
         names = (".".join(path[start:]) for start in range(len(path)))
-        schema = next((self._schemas[name] for name in names if name in self._schemas), None)
-        if schema is None:
+        name = next((name for name in names if name in self._schemas), None)
+        if name is None:
             return None
+        schema = self._schemas[name]
         alias = _alias(mention)
         qualifiers: frozenset[tuple[str, ...]] = frozenset()
         if aliases[alias] == 1:
             qualifiers = frozenset({(alias,)})
             if not mention.get("alias"):
                 qualifiers = frozenset(path[start:] for start in range(len(path)))
-        return Relation(schema, qualifiers, unclear)
+        return Relation(schema, qualifiers, unclear, self._versions.get(name, _only(schema)))
+
+
+def _only(schema: TableSchema) -> Versions:
+    return lambda version: schema if version == schema.version else None
 
 
 def _leaves(source: Node) -> Iterator[Node]:

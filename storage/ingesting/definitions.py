@@ -7,11 +7,20 @@ gives ids and versions and decides races.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from lakebus.errors import SchemaChangeInvalid, SchemaInvalid
 from lakebus.schemas import Column, TableSchema, fold_name, fold_table_name
-from storage.rows.types import parse_type
+from storage.ingesting.layouts import (
+    checked_partition_by,
+    checked_retention,
+    checked_sort_by,
+    refuse_drops,
+    renamed_partition_by,
+    renamed_retention,
+    renamed_sort_by,
+)
+from storage.rows.types import ColumnType, Family, parse_type
 
 COLUMNS_MAX = 1000
 
@@ -43,15 +52,14 @@ class TableDefinition:
             raise SchemaInvalid("a table needs at least one column")
         if len(self.columns) > COLUMNS_MAX:
             raise SchemaInvalid(f"a table has at most {COLUMNS_MAX} columns")
-        if self.retention:
-            raise SchemaInvalid("row retention is not available in this version; leave it out")
         columns = tuple(checked_column(column) for column in self.columns)
         _refuse_repeated([column.name for column in columns])
         return CheckedDefinition(
             name=name,
             columns=columns,
-            partition_by=_layout("partition_by", self.partition_by, columns),
-            sort_by=_layout("sort_by", self.sort_by, columns),
+            partition_by=checked_partition_by(self.partition_by, columns),
+            sort_by=checked_sort_by(self.sort_by, columns),
+            retention=checked_retention(self.retention, columns),
         )
 
 
@@ -63,6 +71,7 @@ class CheckedDefinition:
     columns: tuple[Column, ...]
     partition_by: tuple[str, ...] = ()
     sort_by: tuple[str, ...] = ()
+    retention: Mapping[str, object] = field(default_factory=dict)
 
     def describes(self, schema: TableSchema) -> bool:
         """True when the table was made by this definition and not changed since."""
@@ -71,6 +80,7 @@ class CheckedDefinition:
             schema.version == 1
             and self.partition_by == schema.partition_by
             and self.sort_by == schema.sort_by
+            and self.retention == schema.retention
             and [(c.name, c.type, c.nullable) for c in self.columns]
             == [(c.name, c.type, c.nullable) for c in schema.columns]
         )
@@ -78,32 +88,94 @@ class CheckedDefinition:
 
 @dataclass(frozen=True, slots=True)
 class TableChangeRequest:
-    """Changes of one PATCH, applied in this order: drop, rename (old → new), add."""
+    """Changes of one PATCH, applied in this order: drop, rename (old → new), widen, relax, add,
+    and then the layout. What is named after the rename carries the new names.
+
+    `partition_by`, `sort_by` and `retention` replace what is there; empty removes it, None leaves
+    it. They affect files written from then on, and old ones as they are compacted.
+    """
 
     drop_columns: tuple[str, ...] = ()
     rename_columns: Mapping[str, str] | None = None
+    widen_columns: Mapping[str, str] | None = None
+    relax_columns: tuple[str, ...] = ()
     add_columns: tuple[ColumnDefinition, ...] = ()
+    partition_by: tuple[str, ...] | None = None
+    sort_by: tuple[str, ...] | None = None
+    retention: Mapping[str, object] | None = None
 
     def applied_to(self, schema: TableSchema) -> TableSchema:
         """The changed schema; new columns have id 0. Raises SchemaChangeInvalid, SchemaInvalid."""
 
-        if not (self.drop_columns or self.rename_columns or self.add_columns):
+        if self._empty:
             raise SchemaChangeInvalid(
-                "the change is empty; give add_columns, rename_columns or drop_columns"
+                "the change is empty; give add_columns, rename_columns, drop_columns, "
+                "widen_columns, relax_columns, partition_by, sort_by or retention"
             )
+        columns = self._columns(schema)
+        try:
+            _refuse_repeated([column.name for column in columns])
+        except SchemaInvalid as error:
+            raise SchemaChangeInvalid(error.detail) from None
+        renames = self._renames
+        partition_by = renamed_partition_by(schema.partition_by, renames)
+        sort_by = renamed_sort_by(schema.sort_by, renames)
+        retention = renamed_retention(schema.retention, renames)
+        if self.partition_by is not None:
+            partition_by = checked_partition_by(self.partition_by, columns)
+        if self.sort_by is not None:
+            sort_by = checked_sort_by(self.sort_by, columns)
+        if self.retention is not None:
+            retention = checked_retention(self.retention, columns)
+        return replace(
+            schema,
+            columns=tuple(columns),
+            partition_by=partition_by,
+            sort_by=sort_by,
+            retention=retention,
+        )
+
+    @property
+    def _empty(self) -> bool:
+        columns = (
+            self.drop_columns,
+            self.rename_columns,
+            self.widen_columns,
+            self.relax_columns,
+            self.add_columns,
+        )
+        layout = (self.partition_by, self.sort_by, self.retention)
+        return not any(columns) and all(part is None for part in layout)
+
+    @property
+    def _renames(self) -> dict[str, str]:
+        return {fold_name(old): fold_name(new) for old, new in (self.rename_columns or {}).items()}
+
+    def _columns(self, schema: TableSchema) -> list[Column]:
         columns = list(schema.columns)
-        for name in map(fold_name, self.drop_columns):
+        dropped = [fold_name(name) for name in self.drop_columns]
+        for name in dropped:
             columns.remove(_column(schema, columns, name))
         if not columns and not self.add_columns:
             raise SchemaChangeInvalid("a table keeps at least one column; drop the table instead")
-        renames = {
-            fold_name(old): fold_name(new) for old, new in (self.rename_columns or {}).items()
-        }
+        refuse_drops(
+            dropped,
+            partition_by=schema.partition_by if self.partition_by is None else (),
+            sort_by=schema.sort_by if self.sort_by is None else (),
+            retention=schema.retention if self.retention is None else {},
+        )
+        renames = self._renames
         for old in renames:
             _column(schema, columns, old)
         columns = [
             replace(column, name=renames.get(column.name, column.name)) for column in columns
         ]
+        for name, wider in (self.widen_columns or {}).items():
+            column = _column(schema, columns, fold_name(name))
+            columns[columns.index(column)] = widened(column, wider)
+        for name in self.relax_columns:
+            column = _column(schema, columns, fold_name(name))
+            columns[columns.index(column)] = replace(column, nullable=True)
         for added in map(checked_column, self.add_columns):
             if not added.nullable:
                 raise SchemaChangeInvalid(
@@ -113,16 +185,36 @@ class TableChangeRequest:
             columns.append(added)
         if len(columns) > COLUMNS_MAX:
             raise SchemaChangeInvalid(f"a table has at most {COLUMNS_MAX} columns")
-        try:
-            _refuse_repeated([column.name for column in columns])
-        except SchemaInvalid as error:
-            raise SchemaChangeInvalid(error.detail) from None
-        return replace(
-            schema,
-            columns=tuple(columns),
-            partition_by=_kept_layout("partition_by", schema.partition_by, renames, columns),
-            sort_by=_kept_layout("sort_by", schema.sort_by, renames, columns),
+        return columns
+
+
+def widened(column: Column, wider: str) -> Column:
+    """The column under a type that holds every value of the old one unchanged, in the same order
+    and with the same text, so that old files and their statistics stay true. Raises
+    SchemaChangeInvalid."""
+
+    old, new = parse_type(column.type), parse_type(wider)
+    if not _holds_all(old, new):
+        raise SchemaChangeInvalid(
+            f"the column {column.name} cannot go from {old.sql} to {new.sql}: only integers to "
+            "wider integers, float to double, and decimals to ones with at least as many places "
+            "before and after the point can be widened without loss"
         )
+    return replace(column, type=new.sql)
+
+
+def _holds_all(old: ColumnType, new: ColumnType) -> bool:
+    if old.family is not new.family:
+        return False
+    match old.family:
+        case Family.INTEGER:
+            return new.low <= old.low and old.high <= new.high
+        case Family.FLOAT:
+            return old.bits <= new.bits
+        case Family.DECIMAL:
+            return old.scale <= new.scale and old.precision - old.scale <= new.precision - new.scale
+        case _:
+            return True
 
 
 def checked_column(column: ColumnDefinition) -> Column:
@@ -142,24 +234,3 @@ def _refuse_repeated(names: Sequence[str]) -> None:
         if name in seen:
             raise SchemaInvalid(f"there are two columns named {name}")
         seen.add(name)
-
-
-def _layout(what: str, names: Sequence[str], columns: Sequence[Column]) -> tuple[str, ...]:
-    folded = tuple(fold_name(name) for name in names)
-    known = {column.name for column in columns}
-    for name in folded:
-        if name not in known:
-            raise SchemaInvalid(f"{what} names {name}, which is no column of the table")
-    _refuse_repeated(folded)
-    return folded
-
-
-def _kept_layout(
-    what: str, names: Sequence[str], renames: Mapping[str, str], columns: Sequence[Column]
-) -> tuple[str, ...]:
-    kept = tuple(renames.get(name, name) for name in names)
-    known = {column.name for column in columns}
-    for name in kept:
-        if name not in known:
-            raise SchemaChangeInvalid(f"the column {name} is used by {what} and cannot be dropped")
-    return kept

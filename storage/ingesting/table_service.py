@@ -85,6 +85,7 @@ class TableService:
                 columns=checked.columns,
                 partition_by=checked.partition_by,
                 sort_by=checked.sort_by,
+                retention=checked.retention,
                 if_not_exists=if_not_exists,
                 actor=principal.name,
             )

@@ -9,6 +9,7 @@ is no part of a plan; it is asked before one is looked up (contract D10).
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -77,13 +78,14 @@ class Planner:
         key = _plan_key(parsed.sql, parameters, tables, ordered=ordered, pruning=pruning)
         if key is not None and (kept := self._plans.get(key)) is not None:
             return kept
-        plan = self._make(tables, parsed, parameters if pruning else None, ordered, pruning)
+        plan = self._make(view, tables, parsed, parameters if pruning else None, ordered, pruning)
         if key is not None:
             self._plans.put(key, plan, plan.characters)
         return plan
 
     def _make(
         self,
+        view: SnapshotView,
         tables: Mapping[str, _Table],
         parsed: ParsedStatement,
         parameters: Parameters,
@@ -93,7 +95,11 @@ class Planner:
         predicates: Mapping[str, Predicate | None] = {}
         if pruning and any(table.view.files for table in tables.values()):
             schemas = {name: table.schema for name, table in tables.items()}
-            predicates = table_predicates(parsed.tree, parameters, schemas)
+            versions = {
+                name: functools.partial(view.schema_version, schema)
+                for name, schema in schemas.items()
+            }
+            predicates = table_predicates(parsed.tree, parameters, schemas, versions)
         sources: dict[str, SourceTable] = {}
         scanned = listed = size_bytes = characters = 0
         for name, table in tables.items():

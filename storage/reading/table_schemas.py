@@ -48,6 +48,12 @@ class TableSchemas:
 
         return self._by_name[schema.name][schema.table_id, schema.version].first_snapshot
 
+    def version(self, schema: TableSchema, version: int) -> TableSchema | None:
+        """Another version of the same table, if a retained snapshot can show it."""
+
+        life = self._by_name[schema.name].get((schema.table_id, version))
+        return None if life is None else life.schema
+
     def all_at(self, snapshot_id: int) -> Mapping[str, TableSchema]:
         """Every table by name, in order of names. Do not change it: it is shared."""
 

@@ -1,7 +1,9 @@
 """Seeded worlds for the pruning tests: tables of adversarial values in real files, and queries.
 
 A world has two tables. The files of `t` were written under two schema versions: one column came
-late, one was renamed, and numeric columns were widened in between. Constants of predicates are
+late, one was renamed, two may have swapped their names, and numeric columns were widened in
+between. Half of the writes are cut into partitions, by transforms that change from write to write.
+Constants of predicates are
 drawn from the values in the files and their neighbours, so that they fall on and beside bounds.
 """
 
@@ -19,9 +21,12 @@ from typing import Any
 
 import pyarrow as pa
 
+from lakebus.errors import SchemaInvalid
 from lakebus.schemas import Column, TableSchema
 from lakebus.snapshots import DataFile
 from storage.files.parquet import encode_data_file
+from storage.files.partition_pruning import Versions
+from storage.files.partitions import PartitionSpec, parse_partition_by
 from storage.rows.types import ColumnType, Family, parse_type
 
 INFINITY = 2**63 - 1
@@ -29,11 +34,15 @@ _EPOCH = dt.datetime(1970, 1, 1)  # noqa: DTZ001 -- a timestamp without zone is 
 WIDENED = {
     "integer": "bigint",
     "smallint": "integer",
+    "tinyint": "bigint",
+    "utinyint": "integer",
+    "uinteger": "bigint",
     "float": "double",
     "decimal(9,2)": "decimal(18,4)",
 }
 KINDS = (
-    "boolean", "tinyint", "smallint", "integer", "bigint", "ubigint", "float", "double",
+    "boolean", "tinyint", "smallint", "integer", "bigint", "utinyint",
+    "uinteger", "ubigint", "float", "double",
     "decimal(9,2)", "decimal(18,4)", "decimal(38,5)", "varchar", "varchar", "blob", "date", "time",
     "timestamp", "timestamp", "timestamptz", "uuid", "json",
 )  # fmt: skip
@@ -68,6 +77,7 @@ class World:
     rows: dict[str, pa.Table] = field(default_factory=dict)
     values: dict[tuple[str, str], list[Any]] = field(default_factory=dict)
     path_of: dict[uuid.UUID, str] = field(default_factory=dict)
+    versions: dict[str, Versions] = field(default_factory=dict)
     parameters: list[Any] = field(default_factory=list)
 
 
@@ -77,6 +87,7 @@ def make_world(seed: int, folder: Path) -> World:
     new_t = _evolved(chance, old_t)
     new_s = _schema(chance, 2, "s", "d", columns=2)
     world = World(chance, {"t": new_t, "s": new_s})
+    world.versions = {"t": {1: old_t, 2: new_t}.get, "s": {1: new_s}.get}
     written = [(new_t, chance.choice((old_t, new_t))) for _ in range(chance.randint(2, 6))]
     written += [(new_s, new_s) for _ in range(chance.randint(1, 3))]
     for number, (table, schema) in enumerate(written):
@@ -99,6 +110,10 @@ def _evolved(chance: random.Random, old: TableSchema) -> TableSchema:
     ]
     last = columns[-1]
     columns[-1] = Column(last.column_id, "renamed", last.type)
+    if chance.random() < 0.5:
+        one, two = columns[1], columns[2]
+        columns[1] = Column(one.column_id, two.name, one.type)
+        columns[2] = Column(two.column_id, one.name, two.type)
     columns.append(Column(90, "late", chance.choice(KINDS)))
     return TableSchema(old.table_id, old.name, 2, tuple(columns))
 
@@ -107,7 +122,7 @@ def _write_file(
     world: World, table: TableSchema, schema: TableSchema, path: Path, number: int
 ) -> None:
     chance = world.random
-    count = chance.choice((1, 2, 5, 9))
+    count = chance.choice((1, 2, 5, 9, 24, 24))
     columns: dict[str, pa.Array] = {}
     for column in schema.columns:
         kind = parse_type(column.type)
@@ -125,23 +140,48 @@ def _write_file(
     )
     for name in hidden.column_names:
         rows = rows.append_column(name, hidden.column(name))
-    encoded = encode_data_file(schema, rows, row_group_rows=chance.choice((2, 122_880)))
-    path.write_bytes(encoded.data)
-    file = DataFile(
-        uuid.UUID(int=number),
-        table.table_id,
-        schema.version,
-        path.name,
-        encoded.rows,
-        encoded.size_bytes,
-        encoded.sha256,
-        encoded.statistics,
-    )
-    world.files.setdefault(table.name, []).append(file)
-    world.path_of[file.file_id] = str(path)
+    parts: list[tuple[str | None, pa.Table]] = [(None, rows)]
+    if count > 9 or chance.random() < 0.5:
+        parts = list(_partitioning(chance, schema).split(rows) or parts)
+    for place, (partition, part) in enumerate(parts):
+        encoded = encode_data_file(schema, part, row_group_rows=chance.choice((2, 122_880)))
+        part_path = path.with_name(f"{path.stem}-{place}.parquet")
+        part_path.write_bytes(encoded.data)
+        file = DataFile(
+            uuid.UUID(int=number * 100 + place),
+            table.table_id,
+            schema.version,
+            part_path.name,
+            encoded.rows,
+            encoded.size_bytes,
+            encoded.sha256,
+            encoded.statistics,
+            partition=partition,
+        )
+        world.files.setdefault(table.name, []).append(file)
+        world.path_of[file.file_id] = str(part_path)
     widened = _in_schema(table, columns, count)
     before = world.rows.get(table.name)
     world.rows[table.name] = widened if before is None else pa.concat_tables([before, widened])
+
+
+def _partitioning(chance: random.Random, schema: TableSchema) -> PartitionSpec:
+    """One or two random transforms that fit columns of the schema."""
+
+    wanted = chance.randint(1, 2)
+    texts: list[str] = []
+    while len(texts) < wanted:
+        name = chance.choice(schema.columns).name
+        shape = chance.choice((
+            "{c}", "bucket(2, {c})", "bucket(3, {c})", "bucket(4, {c})", "bucket(50, {c})",
+            "truncate(1, {c})", "truncate(10, {c})", "day({c})", "year({c})", "hour({c})",
+        ))  # fmt: skip
+        try:
+            found = parse_partition_by([*texts, shape.format(c=name)], schema.columns)
+        except SchemaInvalid:
+            continue
+        texts = list(found.texts)
+    return parse_partition_by(texts, schema.columns)
 
 
 def array(kind: ColumnType, values: list[Any]) -> pa.Array:
@@ -169,10 +209,12 @@ def _file_values(
     chance: random.Random, kind: ColumnType, count: int, *, is_id: bool, number: int
 ) -> list[Any]:
     if is_id:
+        if count > 9:  # so that partitions by it overlap in their bounds
+            return [chance.randint(0, 20) for _ in range(count)]
         return [chance.choice((number, number * 2, number + 1, None)) for _ in range(count)]
     if chance.random() < 0.1:
         return [None] * count
-    pool = [_value(chance, kind) for _ in range(chance.randint(1, 3))]
+    pool = [_value(chance, kind) for _ in range(chance.randint(1, 3 if count < 9 else 12))]
     if chance.random() < 0.3:
         pool.append(None)
     return [chance.choice(pool) for _ in range(count)]
@@ -378,6 +420,20 @@ def predicate(world: World, table: str, qualifier: str = "", *, depth: int = 0) 
 
     text = kind.family is Family.VARCHAR
     return _special(chance, name, text=text) or _ordinary(chance, kind, name, one)
+
+
+def equality(world: World, table: str) -> str:
+    """A condition that one column equals one or several of the values in the files."""
+
+    chance = world.random
+    column = chance.choice(world.schemas[table].columns)
+    kind = parse_type(column.type)
+    known = [v for v in world.values.get((table, column.name), ()) if v is not None]
+    wanted = [chance.choice(known) if known else _value(chance, kind) for _ in range(2)]
+    texts = [constant(world, kind, value) for value in wanted[: chance.randint(1, 2)]]
+    if len(texts) == 1:
+        return f"{column.name} = {texts[0]}"
+    return f"{column.name} in ({', '.join(texts)})"
 
 
 def _special(chance: random.Random, name: str, *, text: bool) -> str | None:

@@ -7,6 +7,7 @@ seed of a failing world is in the message; LAKEBUS_PRUNING_WORLDS sets how many 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections import Counter
@@ -19,16 +20,23 @@ import pytest
 from lakebus.snapshots import DataFile
 from storage.files.parquet import scan_expression
 from storage.files.pruning import prune, table_predicates
-from tests.unit.pruning_worlds import World, make_world, predicate
+from tests.unit.pruning_worlds import World, equality, make_world, predicate
 
 WORLDS = int(os.environ.get("LAKEBUS_PRUNING_WORLDS", "48"))
 BATCHES = 6
 
-#: `{p}`: condition on t, unqualified; `{pt}`, `{pa}`: behind `t.`, `a.`; `{q}`: on s behind `s.`.
+#: `{p}`: condition on t, unqualified; `{pt}`, `{pa}`: behind `t.`, `a.`; `{q}`: on s behind `s.`;
+#: `{e}`: t's column equals values.
 QUERIES = (
     "select * from t where {p}",
     "select * from t where {p}",
     "select * from t where {p} and {pt}",
+    "select * from t where {e}",
+    "select * from t where {e}",
+    "select * from t where {e}",
+    "select * from t where {e} and {p}",
+    "select * from t where {e} or {e}",
+    "select count(*) from t where {e}",
     "from T where {p}",
     "select a.* from t as a where {pa}",
     "select count(*), min(id), max(id) from t where {p}",
@@ -90,7 +98,7 @@ class Checker:
         self.folder = folder
         self.database = duckdb.connect(config={"threads": 2})
         self.database.execute("set timezone = 'UTC'")
-        self.failed = self.answered = self.listed = self.pruned = 0
+        self.failed = self.answered = self.listed = self.pruned = self.by_partition = 0
 
     def run(self, seed: int) -> None:
         world = make_world(seed, self.folder)
@@ -110,7 +118,7 @@ class Checker:
         assert found is not None
         tree = json.loads(found[0])
         assert not tree["error"], (label, sql, tree)
-        predicates = table_predicates(tree, parameters, world.schemas)
+        predicates = table_predicates(tree, parameters, world.schemas, world.versions)
         kept = {name: prune(files, predicates[name]) for name, files in world.files.items()}
         self.use_reference(world)
         expected = self.answer(sql, parameters)
@@ -128,6 +136,9 @@ class Checker:
         self.answered += 1
         self.listed += sum(len(files) for files in world.files.values())
         self.pruned += sum(len(f) - len(kept[name]) for name, f in world.files.items())
+        for name, files in world.files.items():
+            plain = [dataclasses.replace(file, partition=None) for file in files]
+            self.by_partition += len(prune(plain, predicates[name])) - len(kept[name])
 
     def query(self, world: World) -> str:
         """A template filled from left to right, since parameters are numbered in that order."""
@@ -135,6 +146,7 @@ class Checker:
         world.parameters.clear()
         parts = world.random.choice(QUERIES).replace("{", "\1{").replace("}", "}\1").split("\1")
         fill = {
+            "{e}": lambda: equality(world, "t"),
             "{p}": lambda: predicate(world, "t"),
             "{pt}": lambda: predicate(world, "t", "t."),
             "{pa}": lambda: predicate(world, "t", "a."),
@@ -182,3 +194,4 @@ def test_D11_worlds_answer_and_prune_enough_to_prove_something(checker: Checker)
         pytest.skip("needs the worlds of this module to have run")
     assert checker.answered > 4 * checker.failed
     assert checker.pruned > checker.listed / 10
+    assert checker.by_partition > WORLDS / 2  # by the partition alone, where bounds do not help
