@@ -10,7 +10,7 @@
     │   ├── RowsInvalid, SchemaInvalid, SchemaChangeInvalid, SchemaVersionMismatch
     │   ├── BodyTooLarge, ResultTooLarge
     │   ├── IdempotencyConflict, TokenUnknown, TokenNotCovered, TimeInFuture
-    │   └── TableExists
+    │   └── TableExists, TagExists
     ├── NotFound              the thing is not there (or not yours to see)
     │   └── TableNotFound, SnapshotNotFound, BatchNotFound, QueryNotFound, JobNotFound
     ├── Gone                  it was there and never will be again
@@ -164,6 +164,12 @@ class TimeInFuture(FixRequest):
 
 class TableExists(FixRequest):
     code, title = "table_exists", "A table of this name exists"
+
+
+class TagExists(FixRequest):
+    """Member `snapshot_id`: the one that the tag names."""
+
+    code, title = "tag_exists", "The tag names another snapshot"
 
 
 # --- not there -----------------------------------------------------------------------------

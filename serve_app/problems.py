@@ -36,6 +36,7 @@ STATUS: dict[str, int] = {
     "method_not_allowed": 405,
     "unsupported_media_type": 415,
     "table_exists": 409,
+    "tag_exists": 409,
     "token_not_covered": 409,
     "quarantined": 409,
     "schema_version_mismatch": 409,

@@ -24,7 +24,7 @@ from lakebus.snapshots import Snapshot
 from lakebus.tokens import TokenCodec
 from storage.bus.settings import BusSettings
 from storage.catalog.interface import HistoryFork, LakeIdentity, PublishedRange
-from storage.memory_state import LakeState, RangeRow, ShardRow
+from storage.memory_state import FileRow, LakeState, RangeRow, ShardRow
 
 _MICROSECOND = dt.timedelta(microseconds=1)
 
@@ -148,6 +148,25 @@ class MemoryLake:
 
         self._watchers.append(watcher)
         return lambda: self._watchers.remove(watcher)
+
+    def retained(self, snapshot_id: int) -> bool:
+        """Whether it can be read: it has not expired, or a tag keeps it."""
+
+        state = self.state
+        return snapshot_id in state.snapshots and (
+            snapshot_id >= state.oldest_snapshot_id
+            or any(tag.snapshot_id == snapshot_id for tag in state.tags.values())
+        )
+
+    def is_read(self, row: FileRow) -> bool:
+        """Whether a snapshot that can be read needs the file."""
+
+        last = row.last_snapshot
+        return (
+            last is None
+            or last > self.state.oldest_snapshot_id
+            or any(row.first_snapshot <= t.snapshot_id < last for t in self.state.tags.values())
+        )
 
     def expire_snapshots(self, *, before: int) -> None:
         """Forgets snapshots older than `before`; what they held alone leaves the manifest."""

@@ -16,6 +16,8 @@ from lakebus.schemas import TableSchema
 from lakebus.snapshots import DataFile, Snapshot
 from storage.bus.interface import BatchState, KeyRecord, QuarantineItem
 from storage.catalog.interface import DropTicket, HistoryFork, Published, PublishedRange
+from storage.maintenance.interface import CondemnedFile, Intent, Pin, Swapped, Tag
+from storage.maintenance.jobs import Job
 
 #: (principal, target, key): one caller's key means one entry for one target (A3).
 KeyScope = tuple[int, str, str]
@@ -132,6 +134,17 @@ class QuarantineRow:
 
 
 @dataclass(slots=True)
+class JobRow:
+    job: Job
+    principal_id: int | None
+    key: str | None
+    fingerprint: bytes | None
+    not_before: dt.datetime
+    expires_at: dt.datetime | None = None
+    epoch: int = 0
+
+
+@dataclass(slots=True)
 class LakeState:
     """Everything that survives a restart."""
 
@@ -155,10 +168,16 @@ class LakeState:
     segments: dict[int, StoredSegment] = field(default_factory=dict)
     keys: dict[KeyScope, KeyRecord] = field(default_factory=dict)
     ranges: dict[int, RangeRow] = field(default_factory=dict)
-    intents: dict[uuid.UUID, dt.datetime] = field(default_factory=dict)
+    intents: dict[uuid.UUID, Intent] = field(default_factory=dict)
     owner_commits: dict[uuid.UUID, int] = field(default_factory=dict)
     tables: dict[int, TableRow] = field(default_factory=dict)
     files: dict[uuid.UUID, FileRow] = field(default_factory=dict)
     quarantine: dict[int, QuarantineRow] = field(default_factory=dict)
     publications: dict[uuid.UUID, Published] = field(default_factory=dict)
     published_ranges: list[PublishedRange] = field(default_factory=list)
+    swaps: dict[uuid.UUID, Swapped] = field(default_factory=dict)
+    tags: dict[str, Tag] = field(default_factory=dict)
+    pins: dict[uuid.UUID, Pin] = field(default_factory=dict)
+    condemned: dict[uuid.UUID, CondemnedFile] = field(default_factory=dict)
+    jobs: dict[uuid.UUID, JobRow] = field(default_factory=dict)
+    job_schedule: dict[str, dt.datetime] = field(default_factory=dict)

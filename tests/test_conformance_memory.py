@@ -11,7 +11,11 @@ from tests.conformance.memory import MemoryBackend
 from tests.conformance.suite import *  # noqa: F403
 
 #: Readers poll and wait by the process's clock, so their lake's clock must run as well.
-_LIVE = ("tests.conformance.reading", "tests.conformance.querying")
+_LIVE = (
+    "tests.conformance.deletes",
+    "tests.conformance.reading",
+    "tests.conformance.querying",
+)
 
 
 @pytest.fixture

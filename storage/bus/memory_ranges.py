@@ -14,6 +14,7 @@ import uuid
 
 from lakebus.errors import LeaseLost
 from storage.bus.interface import Claim, LeaseRef
+from storage.maintenance.interface import Intent
 from storage.memory_lake import MemoryLake
 from storage.memory_state import RangeRow
 
@@ -58,7 +59,7 @@ def claim_range(lake: MemoryLake, owner: uuid.UUID) -> Claim | None:
         ttl_s=(row.expires_at - lake.now()).total_seconds(),
         doomed=_is_lone(row) and row.lone_failures >= lake.settings.quarantine_attempts,
         last_error=row.last_error,
-        file_ids=_register_intents(lake, row),
+        file_ids=_register_intents(lake, row, owner),
     )
 
 
@@ -174,14 +175,15 @@ def _new_row(lake: MemoryLake, shard: int, lo: int, hi: int) -> RangeRow:
     return row
 
 
-def _register_intents(lake: MemoryLake, row: RangeRow) -> dict[int, uuid.UUID]:
+def _register_intents(lake: MemoryLake, row: RangeRow, owner: uuid.UUID) -> dict[int, uuid.UUID]:
     """One new file id for each table in the range, before the first byte of a file (C6)."""
 
     log = lake.state.shards[row.shard].log
     table_ids = {t for position in range(row.lo, row.hi) for t in log[position].table_ids}
     file_ids = {table_id: lake.new_uuid() for table_id in sorted(table_ids)}
     expires_at = lake.now() + dt.timedelta(seconds=lake.settings.intent_ttl_s)
-    lake.state.intents.update(dict.fromkeys(file_ids.values(), expires_at))
+    for table_id, file_id in file_ids.items():
+        lake.state.intents[file_id] = Intent(file_id, "data", owner, expires_at, table_id)
     return file_ids
 
 

@@ -247,7 +247,13 @@ class Catalog(Protocol):
         (shard, position), in order of (shard, lo). They are kept for ever (D12)."""
         ...
 
+    async def removed_rows(self, table_id: int, *, after: int, until: int) -> bool:
+        """Whether a snapshot in (after, until], expired ones among them, removed rows of the table
+        (operation `delete` or `retain`)."""
+        ...
+
     async def manifest_delta(self, *, after: int, until: int) -> ManifestDelta:
-        """Every change in (after, until]; with after=0 the whole manifest that snapshots up to
-        `until` need, expired ones excepted."""
+        """Every change in (after, until]; with after=0 the whole manifest that retained and tagged
+        snapshots up to `until` need. Raises SnapshotExpired when `after` is older than the oldest
+        retained snapshot: what ended since may be forgotten already, so begin anew with 0."""
         ...

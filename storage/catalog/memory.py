@@ -99,13 +99,13 @@ class MemoryCatalog:
         found = [
             s
             for number, s in sorted(state.snapshots.items(), reverse=True)
-            if number >= state.oldest_snapshot_id and (before is None or number < before)
+            if self._lake.retained(number) and (before is None or number < before)
         ]
         return found[:limit]
 
     def _readable(self, snapshot: Snapshot) -> Snapshot:
         oldest = self._lake.state.oldest_snapshot_id
-        if snapshot.snapshot_id < oldest:
+        if not self._lake.retained(snapshot.snapshot_id):
             raise SnapshotExpired(
                 f"snapshot {snapshot.snapshot_id} has expired", oldest_snapshot_id=oldest
             )
@@ -263,14 +263,27 @@ class MemoryCatalog:
         ]
         return sorted(found, key=lambda one: (one.shard, one.lo))[:limit]
 
+    async def removed_rows(self, table_id: int, *, after: int, until: int) -> bool:
+        await self._lake.reach()
+        return any(
+            after < number <= until
+            and snapshot.operation in ("delete", "retain")
+            and str(table_id) in _tables_of(snapshot)
+            for number, snapshot in self._lake.state.snapshots.items()
+        )
+
     async def manifest_delta(self, *, after: int, until: int) -> ManifestDelta:
         await self._lake.reach()
         state = self._lake.state
+        if 0 < after < state.oldest_snapshot_id:
+            raise SnapshotExpired(
+                f"what ended after snapshot {after} is not all known any more",
+                oldest_snapshot_id=state.oldest_snapshot_id,
+            )
         files, ended = [], {}
         for file_id, row in state.files.items():
             last = _ended_by(row.last_snapshot, until)
-            gone = row.last_snapshot is not None and row.last_snapshot <= state.oldest_snapshot_id
-            if after < row.first_snapshot <= until and not (after == 0 and gone):
+            if after < row.first_snapshot <= until and (after > 0 or self._lake.is_read(row)):
                 files.append(dataclasses.replace(row.file, last_snapshot=last))
             elif last is not None and row.first_snapshot <= after < last:
                 ended[file_id] = last
@@ -292,6 +305,12 @@ class MemoryCatalog:
                     )
                     lives.append(life)
         return tuple(lives)
+
+
+def _tables_of(snapshot: Snapshot) -> Mapping[str, object]:
+    tables = snapshot.summary.get("tables", {})
+    assert isinstance(tables, Mapping)
+    return tables
 
 
 def _ended_by(last_snapshot: int | None, until: int) -> int | None:

@@ -1,10 +1,10 @@
 """Upkeep: what maintenance asks of the control plane, beside what everybody asks of the catalog.
 
-What is authoritative: the database. Every call is one transaction. A maintenance job publishes like
-everybody else: it proposes a swap of files, and the requirement that makes it true is checked in
-the publish transaction (its inputs are all live), so a job may be late, doubled or paused, and can
-only lose. Files never change and deletes are copy-on-write, so "live" also says "no delete has
-touched it" (contract E2).
+What is authoritative: the database. Every call is one transaction, or with a limit a few, each of
+them right by itself. A maintenance job publishes like everybody else: it proposes a swap of files,
+and the requirement that makes it true is checked in the publish transaction (its inputs are all
+live), so a job may be late, doubled or paused, and can only lose. Files never change and deletes
+are copy-on-write, so "live" also says "no delete has touched it" (contract E2).
 
 The life of a file's end (contract E3): unreferenced → condemned (time and reason) → deleting (the
 re-check has agreed, nobody can name it any more) → deleted. Only the step to `deleting` decides; it
@@ -46,6 +46,17 @@ class Swap:
     files: tuple[DataFile, ...]
     rows_removed: int = 0
     summary: Mapping[str, object] = field(default_factory=dict)
+
+
+def check_swap(swap: Swap) -> None:
+    """Raises ValueError for a swap that no plan can mean: a bug of whoever made it."""
+
+    if not swap.inputs:
+        raise ValueError("a swap replaces files, and this one names none")
+    if swap.rows_removed < 0:
+        raise ValueError("a swap never adds rows")
+    if any(file.table_id != swap.table_id for file in swap.files):
+        raise ValueError("a swap stays within one table")
 
 
 class SwapOutcome(StrEnum):
@@ -146,6 +157,14 @@ class Upkeep(Protocol):
         """Write intents for data files of the table, before their first byte (C6)."""
         ...
 
+    async def register_canary(self, *, owner: uuid.UUID, ttl_s: float) -> uuid.UUID:
+        """A write intent for one object at `canary/<id>.parquet`, which nobody will refer to."""
+        ...
+
+    async def forget_canary(self, file_id: uuid.UUID) -> None:
+        """The object is gone again. Whoever dies before leaves an orphan (E4)."""
+        ...
+
     async def publish_swap(self, swap: Swap) -> Swapped:
         """ONE transaction, like every publish. Repeating a publication answers as before (C5)."""
         ...
@@ -232,6 +251,11 @@ class Upkeep(Protocol):
         ...
 
     async def intents(self) -> Sequence[Intent]: ...
+
+    async def known_names(self, file_ids: Sequence[uuid.UUID]) -> Mapping[uuid.UUID, str]:
+        """What the catalog knows of names found in the store: `used` (a data file, or a payload of
+        the bus), `intended`, or else the state of its record as condemned. Left out: unknown."""
+        ...
 
     async def forget_deleted(self, *, older_than_s: float, limit: int) -> int:
         """Forgets records of files deleted so long ago."""

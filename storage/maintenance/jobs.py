@@ -14,13 +14,15 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from lakebus.clock import Chance, Clock
+from lakebus.telemetry import NO_METRICS, Metrics
 from storage.bus.interface import IngestBus
 from storage.catalog.interface import Catalog
 from storage.engine.settings import EngineSettings
 from storage.files.objects import ObjectStore
+from storage.maintenance.inspection import Inspection
 from storage.maintenance.interface import Upkeep
 from storage.maintenance.settings import MaintenanceSettings
 
@@ -63,7 +65,7 @@ class JobRequest:
 @dataclass(frozen=True, slots=True)
 class Job:
     """`report` is JSON: what the job did (or, as a dry run, would do). `error` is set when it
-    failed: {code, detail}."""
+    failed, or was given back by its last attempt: {code, detail}."""
 
     job_id: uuid.UUID
     kind: JobKind
@@ -100,6 +102,11 @@ class JobStore(Protocol):
         """(the job, whether it was there already). Raises IdempotencyConflict."""
         ...
 
+    async def repeated(self, request: JobRequest) -> Job | None:
+        """The job that a request with this principal, kind and key made before, asked before
+        anything else of the request is judged. Raises IdempotencyConflict."""
+        ...
+
     async def submit_due(self, kind: JobKind, *, every_s: float, requested_by: str) -> Job | None:
         """Submits the periodic job when its time has come, and sets the next time with a jitter of
         up to a tenth: in one transaction, so two schedulers submit it once."""
@@ -129,8 +136,11 @@ class JobStore(Protocol):
         """Ends the job. Raises LeaseLost."""
         ...
 
-    async def give_back(self, claim: JobClaim, *, delay_s: float, error: str) -> None:
-        """Somebody may try it again after the delay: store or catalog were away."""
+    async def give_back(
+        self, claim: JobClaim, *, delay_s: float, error: str, counted: bool = True
+    ) -> None:
+        """Somebody may try it again after the delay: store or catalog were away. Not `counted`: it
+        was no attempt, because the worker was told to stop. Raises LeaseLost."""
         ...
 
     async def job(self, job_id: uuid.UUID) -> Job | None: ...
@@ -150,7 +160,8 @@ class JobStore(Protocol):
 class JobContext:
     """What a job stands on. `temp_dir` is its own and is removed after it. `engine` is how a caged
     engine is made, for predicates that callers wrote. `note` records progress and raises LeaseLost
-    when the job is not ours any more; call it between steps."""
+    when the job is not ours any more; call it between steps. `inspection` is what the validator
+    reads."""
 
     catalog: Catalog
     upkeep: Upkeep
@@ -162,7 +173,17 @@ class JobContext:
     clock: Clock
     chance: Chance
     note: Callable[[Mapping[str, Any]], Awaitable[None]]
+    inspection: Inspection | None = None
+    metrics: Metrics = NO_METRICS
 
 
 #: The body of a job; answers its report (JSON).
 JobBody = Callable[[JobContext, Job], Awaitable[Mapping[str, Any]]]
+
+_PUBLICATION: Final = uuid.UUID("6b0d6e4f-5f0a-4f1c-9c55-0f6f3ad0de1e")
+
+
+def publication_of(job_id: uuid.UUID) -> uuid.UUID:
+    """The one publication that a job which publishes once (a delete) can make."""
+
+    return uuid.uuid5(_PUBLICATION, job_id.hex)

@@ -26,7 +26,7 @@ from lakebus.errors import (
     Unavailable,
 )
 from lakebus.schemas import Column, TableSchema
-from lakebus.snapshots import DataFile, Snapshot
+from lakebus.snapshots import Snapshot
 from storage.bus.settings import BusSettings
 from storage.catalog.interface import (
     Commit,
@@ -41,8 +41,8 @@ from storage.catalog.interface import (
     TableChange,
     TableState,
 )
-from storage.files.statistics import statistics_from_json, statistics_to_json
 from storage.postgres.failures import reading, writing
+from storage.postgres.file_rows import FILE_COLUMNS, data_file, ended_by, file_proposal
 from storage.postgres.identity import read_identity
 from storage.postgres.pool import Pool
 from storage.postgres.rewind import HistoryGuard
@@ -58,17 +58,26 @@ SELECT * FROM history WHERE parent_serial IS NOT NULL AND fork_snapshot_id < $1
  ORDER BY fork_snapshot_id DESC LIMIT 1"""
 _FORK_OVER_TIME = """
 SELECT * FROM history WHERE fork_time < $1 AND began_at > $1 LIMIT 1"""
-_FILES = """
-SELECT file_id, table_id, schema_version, first_snapshot, last_snapshot, object_key, rows,
-       size_bytes, sha256, statistics
-  FROM data_file
+#: Tags keep files that no later snapshot needs.
+_FILES = f"""
+SELECT {FILE_COLUMNS} FROM data_file f
  WHERE first_snapshot > $1 AND first_snapshot <= $2
    AND ($1 > 0 OR last_snapshot IS NULL
-        OR last_snapshot > (SELECT oldest_snapshot_id FROM lake))
+        OR last_snapshot > (SELECT oldest_snapshot_id FROM lake)
+        OR EXISTS (SELECT 1 FROM tag t WHERE t.snapshot_id >= f.first_snapshot
+                                         AND t.snapshot_id < f.last_snapshot))
  ORDER BY first_snapshot, file_id"""
+_REMOVED = """
+SELECT EXISTS (SELECT FROM snapshot
+    WHERE snapshot_id > $1 AND snapshot_id <= $2 AND operation IN ('delete', 'retain')
+      AND summary -> 'tables' ? $3)"""
+#: With a row of its own when the answer may lack some: the rows of files that ended at or before
+#: the oldest snapshot go when the files are deleted.
 _ENDED = """
 SELECT file_id, last_snapshot FROM data_file
- WHERE last_snapshot > $1 AND last_snapshot <= $2 AND first_snapshot <= $1"""
+ WHERE last_snapshot > $1 AND last_snapshot <= $2 AND first_snapshot <= $1
+UNION ALL
+SELECT NULL, oldest_snapshot_id FROM lake WHERE oldest_snapshot_id > $1"""
 _SCHEMAS = """
 SELECT s.table_id, s.version, s.first_snapshot, s.last_snapshot, s.definition, t.name,
        t.first_snapshot AS table_first, t.last_snapshot AS table_last
@@ -312,16 +321,27 @@ class PostgresCatalog:
                 rows = await connection.fetch(_RANGES, after, until, shard, position, limit)
         return [PublishedRange(*row) for row in rows]
 
+    async def removed_rows(self, table_id: int, *, after: int, until: int) -> bool:
+        row = await self._one(_REMOVED, after, until, str(table_id))
+        assert row is not None
+        return bool(row[0])
+
     async def manifest_delta(self, *, after: int, until: int) -> ManifestDelta:
         async with self._scans.connection() as connection:
             with reading():
                 files = await connection.fetch(_FILES, after, until)
                 ended = await connection.fetch(_ENDED, after, until) if after > 0 else []
+                for row in ended:
+                    if row["file_id"] is None:
+                        raise SnapshotExpired(
+                            f"what ended after snapshot {after} is not all known any more",
+                            oldest_snapshot_id=row["last_snapshot"],
+                        )
                 schemas = await connection.fetch(_SCHEMAS, after, until)
         return ManifestDelta(
             after=after,
             until=until,
-            files=tuple(_data_file(row, until) for row in files),
+            files=tuple(data_file(row, until) for row in files),
             ended={row["file_id"]: row["last_snapshot"] for row in ended},
             schemas=tuple(_schema_life(row, until) for row in schemas),
         )
@@ -412,30 +432,9 @@ def _schema_life(row: asyncpg.Record, until: int) -> SchemaLife:
     return SchemaLife(
         schema=_schema(row["table_id"], row["name"], row["version"], row["definition"]),
         first_snapshot=row["first_snapshot"],
-        last_snapshot=_ended_by(row["last_snapshot"], until),
+        last_snapshot=ended_by(row["last_snapshot"], until),
         table_first_snapshot=row["table_first"],
-        table_last_snapshot=_ended_by(row["table_last"], until),
-    )
-
-
-def _ended_by(last_snapshot: int | None, until: int) -> int | None:
-    """An end later than the delta belongs to a later delta."""
-
-    return last_snapshot if last_snapshot is not None and last_snapshot <= until else None
-
-
-def _data_file(row: asyncpg.Record, until: int) -> DataFile:
-    return DataFile(
-        file_id=row["file_id"],
-        table_id=row["table_id"],
-        schema_version=row["schema_version"],
-        object_key=row["object_key"],
-        rows=row["rows"],
-        size_bytes=row["size_bytes"],
-        sha256=row["sha256"],
-        statistics=statistics_from_json(row["statistics"]),
-        first_snapshot=row["first_snapshot"],
-        last_snapshot=_ended_by(row["last_snapshot"], until),
+        table_last_snapshot=ended_by(row["table_last"], until),
     )
 
 
@@ -462,19 +461,7 @@ def _proposal(commit: Commit, payloads: list[bytes]) -> dict[str, object]:
         "owner": str(commit.owner),
         "range_bytes": commit.range_bytes,
         "quarantined": quarantined,
-        "files": [
-            {
-                "file_id": str(file.file_id),
-                "table_id": file.table_id,
-                "schema_version": file.schema_version,
-                "object_key": file.object_key,
-                "rows": file.rows,
-                "size_bytes": file.size_bytes,
-                "sha256": file.sha256,
-                "statistics": statistics_to_json(file.statistics),
-            }
-            for file in commit.files
-        ],
+        "files": [file_proposal(file) for file in commit.files],
     }
 
 

@@ -16,6 +16,8 @@ from storage.postgres.catalog import PostgresCatalog
 from storage.postgres.failures import reading
 from storage.postgres.hints import PostgresHints
 from storage.postgres.identity import read_identity
+from storage.postgres.inspection import PostgresInspection
+from storage.postgres.jobs import PostgresJobs
 from storage.postgres.keys import PostgresKeys
 from storage.postgres.pool import (
     LOCKING_TRANSACTION_MS,
@@ -23,7 +25,9 @@ from storage.postgres.pool import (
     PoolSettings,
     refuse_unsafe_server,
 )
+from storage.postgres.repairs import PostgresRepairs
 from storage.postgres.rewind import GuardSettings, HistoryGuard, Settled
+from storage.postgres.upkeep import PostgresUpkeep
 
 
 class PostgresLake:
@@ -59,6 +63,16 @@ class PostgresLake:
         )
         self.keys = PostgresKeys(pool=general)
         self.hints = PostgresHints(pool=general)
+        self.jobs = PostgresJobs(pool=general)
+        self.inspection = PostgresInspection(pool=scans, keeps_marker=object_store is not None)
+        self.repairs = PostgresRepairs(pool=general)
+        self.upkeep = PostgresUpkeep(
+            pool=general,
+            scans=scans,
+            catalog=self.catalog,
+            guard=guard,
+            object_store=object_store,
+        )
 
     @classmethod
     async def open(

@@ -18,6 +18,9 @@ from storage.postgres.pool import Pool
 from storage.tables import KEY_RING, SEGMENT_RING
 
 LOG_ROWS_A_STEP = 2_000
+_NOTE_DELETED = """
+UPDATE condemned_file SET state = 'deleted', deleted_at = clock_timestamp()
+ WHERE object_key = ANY ($1) AND reason = 'payload' AND state = 'deleting'"""
 
 
 class _Steps:
@@ -63,11 +66,13 @@ async def purge(
     trimmed = await steps.call("SELECT * FROM trim_log($1, $2)", window, LOG_ROWS_A_STEP)
     payload_keys = list(trimmed["payload_keys"]) if trimmed is not None else []
     # failpoint: purging.after_trim
-    if object_store is not None:
-        # The rows are gone first: a crash in between leaves objects nobody names, never a name
-        # without its object.
+    if object_store is not None and payload_keys:
+        # The rows are gone first: a crash in between leaves objects that only their record names,
+        # which the next collection deletes, and never a log row without its object.
         for key in payload_keys:
             await object_store.delete(key)
+        # failpoint: purging.after_objects
+        await steps.call(_NOTE_DELETED, payload_keys)
     return PurgeReport(
         segments_truncated=sum(segments),
         key_generations_truncated=sum(keys),

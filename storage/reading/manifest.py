@@ -25,8 +25,9 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lakebus.errors import LakebusError, Unavailable
+from lakebus.errors import LakebusError, SnapshotExpired, Unavailable
 from lakebus.schemas import TableSchema
+from lakebus.snapshots import DataFile
 from storage.catalog.interface import Catalog, Head, ManifestDelta
 from storage.reading.table_files import LIVE, FileRow, FileView, FileViews, TableFiles
 from storage.reading.table_schemas import TableSchemas
@@ -44,6 +45,7 @@ class _Copy:
         self.history = history
         self.until = 0
         self.complete_from = 0
+        self.kept_by_tags = 0
         self.schemas = TableSchemas()
         self.rows: dict[uuid.UUID, FileRow] = {}
         self.tables: dict[int, TableFiles] = {}
@@ -65,7 +67,7 @@ class _Copy:
             ended = self.rows.get(file_id)
             if ended is not None and ended.last != last:
                 ended.last = last
-                self._table(ended.table_id).note_end(last)
+                self._table(ended.table_id).note_end(ended)
         self.until = max(self.until, delta.until)
 
     def dead(self, oldest_snapshot_id: int) -> int:
@@ -97,6 +99,11 @@ class SnapshotView:
 
         return self._copy.schemas.first_snapshot(schema)
 
+    def schema_version(self, schema: TableSchema, version: int) -> TableSchema | None:
+        """Another version of the same table, if it is known here: old files may outlive it."""
+
+        return self._copy.schemas.version(schema, version)
+
     def schemas(self) -> Mapping[str, TableSchema]:
         """All tables of this snapshot by name. Do not change it: it is shared."""
 
@@ -107,6 +114,16 @@ class SnapshotView:
         if table is None:
             return FileView(table_id, 0, ())
         return self._copy.views.view(table, self.snapshot_id)
+
+    def lost_rows(self, table_id: int, *, began: int, ended: int) -> tuple[DataFile, ...]:
+        """The files of one table that began after the snapshot `began` and were ended after the
+        snapshot `ended`, up to this one, by something that removed rows. `ended` is retained, or
+        the copy may lack some of them."""
+
+        table = self._copy.tables.get(table_id)
+        if table is None:
+            return ()
+        return table.lost_rows(began=began, ended=ended, until=self.snapshot_id)
 
 
 class Manifest:
@@ -201,14 +218,17 @@ class Manifest:
             self._copy = await self._load(head)
             return
         if copy.until < head.snapshot_id:
-            await copy.apply(
-                await self._catalog.manifest_delta(after=copy.until, until=head.snapshot_id)
-            )
+            try:
+                delta = await self._catalog.manifest_delta(after=copy.until, until=head.snapshot_id)
+            except SnapshotExpired:  # this process slept so long that ends were forgotten
+                self._copy = await self._load(head)
+                return
+            await copy.apply(delta)
         if len(copy.rows) >= self._dead_rows_min and self._mostly_dead(copy, head):
             self._copy = await self._load(head)
 
     def _mostly_dead(self, copy: _Copy, head: Head) -> bool:
-        dead = copy.dead(head.oldest_snapshot_id)
+        dead = copy.dead(head.oldest_snapshot_id) - copy.kept_by_tags
         return dead >= self._dead_rows_min and dead > len(copy.rows) // 2
 
     async def _load(self, head: Head) -> _Copy:
@@ -216,4 +236,6 @@ class Manifest:
         await copy.apply(await self._catalog.manifest_delta(after=0, until=head.snapshot_id))
         after = await self._catalog.head()
         copy.complete_from = after.oldest_snapshot_id
+        # Loading anew would bring them again, with every advance.
+        copy.kept_by_tags = copy.dead(after.oldest_snapshot_id)
         return copy

@@ -55,6 +55,7 @@ class TableFiles:
         self._rows: list[FileRow] = []
         self._firsts: list[int] = []
         self._ends: list[int] = []
+        self._ended: dict[int, list[FileRow]] = {}
         self._changes: list[int] = []
 
     def __len__(self) -> int:
@@ -71,13 +72,14 @@ class TableFiles:
             self._rows.append(row)
         _note(self._changes, first)
         if row.last != LIVE:
-            self.note_end(row.last)
+            self.note_end(row)
 
-    def note_end(self, last: int) -> None:
-        """A row's `last` was set. Repeating it changes nothing that is read."""
+    def note_end(self, row: FileRow) -> None:
+        """A row's `last` was set, for good."""
 
-        bisect.insort(self._ends, last)
-        _note(self._changes, last)
+        bisect.insort(self._ends, row.last)
+        self._ended.setdefault(row.last, []).append(row)
+        _note(self._changes, row.last)
 
     def epoch(self, snapshot_id: int) -> int:
         """The last change of this table at or before the snapshot; 0 before the first."""
@@ -96,6 +98,26 @@ class TableFiles:
                 start = bisect.bisect_right(self._firsts, near.epoch)
                 return near.files + tuple([r.file for r in self._rows[start:until]])
         return tuple([row.file for row in self._rows[:until] if row.last > epoch])
+
+    def lost_rows(self, *, began: int, ended: int, until: int) -> tuple[DataFile, ...]:
+        """The files that began after `began`, ended in (ended, until], and whose end took rows.
+
+        One snapshot is one operation. When as many rows began with it as ended, it only moved
+        them; else it was a delete or row retention, and what it ended held the rows it removed.
+        """
+
+        found: list[DataFile] = []
+        lo, hi = bisect.bisect_right(self._ends, ended), bisect.bisect_right(self._ends, until)
+        for end in sorted(set(self._ends[lo:hi])):
+            rows = self._ended[end]
+            if sum(row.file.rows for row in rows) != self._rows_begun(end):
+                found += [row.file for row in rows if row.file.first_snapshot > began]
+        return tuple(found)
+
+    def _rows_begun(self, snapshot_id: int) -> int:
+        start = bisect.bisect_left(self._firsts, snapshot_id)
+        end = bisect.bisect_right(self._firsts, snapshot_id)
+        return sum(row.file.rows for row in self._rows[start:end])
 
     def ended_by(self, snapshot_id: int) -> int:
         """How many files no snapshot from this one on needs."""

@@ -25,6 +25,8 @@ from lakebus.tokens import TokenCodec, VisibilityToken
 from storage.bus.interface import Accepted, Claim, IngestBus, NewEntry, RejectSet
 from storage.bus.settings import BusSettings
 from storage.catalog.interface import Catalog, Published
+from storage.maintenance.interface import Upkeep
+from storage.maintenance.jobs import JobStore
 from storage.rows.segment import EntryPart
 from tests.conformance.worker import StagedFiles, Worker
 
@@ -71,6 +73,8 @@ class LakeView:
 
     bus: IngestBus
     catalog: Catalog
+    jobs: JobStore
+    upkeep: Upkeep
 
 
 class LakeHarness(abc.ABC):
@@ -92,6 +96,14 @@ class LakeHarness(abc.ABC):
     @abc.abstractmethod
     def catalog(self) -> Catalog: ...
 
+    @property
+    @abc.abstractmethod
+    def upkeep(self) -> Upkeep: ...
+
+    @property
+    @abc.abstractmethod
+    def jobs(self) -> JobStore: ...
+
     @abc.abstractmethod
     async def second(self) -> LakeView:
         """A second process's view of the same lake, with connections of its own."""
@@ -105,7 +117,8 @@ class LakeHarness(abc.ABC):
         """Drops everything that lives in the process, as a crash does, and opens the lake again."""
 
     async def lose_next_reply(self, operation: str) -> None:
-        """LOST_REPLIES: the next "append" or "publish" of `bus`/`catalog` takes effect unheard."""
+        """LOST_REPLIES: the next "append", "publish" or "swap" of `bus`, `catalog`, `upkeep` takes
+        effect unheard."""
 
         raise NotImplementedError
 
@@ -131,6 +144,12 @@ class LakeHarness(abc.ABC):
 
     async def expire_snapshots(self, *, before: int) -> None:
         """EXPIRE_SNAPSHOTS"""
+
+        raise NotImplementedError
+
+    async def condemn_regardless(self, file_id: uuid.UUID, object_key: str) -> None:
+        """Writes the record of a condemned file as if a condemnation had been wrong, one of long
+        ago: only the re-check at the deletion stands between it and the file."""
 
         raise NotImplementedError
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
+import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -13,6 +15,10 @@ from storage.bus.memory import MemoryBus
 from storage.bus.settings import BusSettings
 from storage.catalog.interface import Catalog
 from storage.catalog.memory import MemoryCatalog
+from storage.catalog.memory_upkeep import MemoryUpkeep
+from storage.maintenance.interface import CondemnedFile, Upkeep
+from storage.maintenance.jobs import JobStore
+from storage.maintenance.memory_jobs import MemoryJobs
 from storage.memory_clock import ManualClock
 from storage.memory_lake import MemoryLake
 from tests.conformance.harness import SUITE_SETTINGS, Capability, LakeHarness, LakeView
@@ -45,8 +51,21 @@ class MemoryHarness(LakeHarness):
     def catalog(self) -> Catalog:
         return self._view.catalog
 
+    @property
+    def upkeep(self) -> Upkeep:
+        return self._view.upkeep
+
+    @property
+    def jobs(self) -> JobStore:
+        return self._view.jobs
+
     def _new_view(self) -> LakeView:
-        return LakeView(MemoryBus(self.lake), MemoryCatalog(self.lake))
+        return LakeView(
+            MemoryBus(self.lake),
+            MemoryCatalog(self.lake),
+            MemoryJobs(self.lake),
+            MemoryUpkeep(self.lake),
+        )
 
     async def second(self) -> LakeView:
         return self._new_view()
@@ -70,6 +89,12 @@ class MemoryHarness(LakeHarness):
 
     async def expire_snapshots(self, *, before: int) -> None:
         self.lake.expire_snapshots(before=before)
+
+    async def condemn_regardless(self, file_id: uuid.UUID, object_key: str) -> None:
+        long_ago = self.lake.now() - dt.timedelta(days=1)
+        self.lake.state.condemned[file_id] = CondemnedFile(
+            file_id, object_key, None, "unreferenced", None, "condemned", long_ago, None
+        )
 
     async def take_backup(self) -> Any:
         return self.lake.backup()

@@ -19,6 +19,8 @@ from storage.bus.interface import IngestBus, NewEntry
 from storage.bus.settings import BusSettings
 from storage.catalog.interface import Catalog
 from storage.files.objects import MemoryObjectStore
+from storage.maintenance.interface import Swap, SwapOperation, Upkeep
+from storage.maintenance.jobs import JobStore
 from storage.postgres import PostgresLake
 from storage.postgres.rewind import GuardSettings, examine, settle
 from storage.postgres.rewind_acceptance import connection_to
@@ -80,6 +82,14 @@ class PostgresHarness(LakeHarness):
     @property
     def catalog(self) -> Catalog:
         return self._lake.catalog
+
+    @property
+    def upkeep(self) -> Upkeep:
+        return self._lake.upkeep
+
+    @property
+    def jobs(self) -> JobStore:
+        return self._lake.jobs
 
     @property
     def _lake(self) -> PostgresLake:
@@ -210,13 +220,22 @@ class PostgresHarness(LakeHarness):
         assert gone == "DELETE 1"
 
     async def expire_snapshots(self, *, before: int) -> None:
-        observer = await self._observing()
-        async with observer.transaction():
-            await observer.execute("UPDATE lakebus.lake SET oldest_snapshot_id = $1", before)
-            await observer.execute(
-                "UPDATE lakebus.snapshot SET expired_at = clock_timestamp() WHERE snapshot_id < $1",
-                before,
-            )
+        """Whatever their age: so many of the oldest as lie before it."""
+
+        count = await (await self._observing()).fetchval(
+            "SELECT count(*) FROM lakebus.snapshot s, lakebus.lake l"
+            " WHERE s.snapshot_id >= l.oldest_snapshot_id AND s.snapshot_id < $1",
+            before,
+        )
+        await self.upkeep.expire_snapshots(keep_s=0, keep_count=1, limit=count)
+
+    async def condemn_regardless(self, file_id: uuid.UUID, object_key: str) -> None:
+        await (await self._observing()).execute(
+            "INSERT INTO lakebus.condemned_file (file_id, object_key, reason, state, condemned_at)"
+            " VALUES ($1, $2, 'unreferenced', 'condemned', clock_timestamp() - interval '1 day')",
+            file_id,
+            object_key,
+        )
 
     async def crash_server(self) -> None:
         """Kills a backend with SIGKILL: PostgreSQL then ends all others, throws its shared memory
@@ -237,16 +256,18 @@ class PostgresHarness(LakeHarness):
 
 
 def _view(lake: PostgresLake) -> LakeView:
-    return LakeView(lake.bus, lake.catalog)
+    return LakeView(lake.bus, lake.catalog, lake.jobs, lake.upkeep)
 
 
 async def _warm(view: LakeView) -> None:
     """Connects and prepares what will be sent, without an effect: an append for a table that does
-    not exist, a publication of nothing."""
+    not exist, a publication of nothing, a swap of a file that nobody knows."""
 
     part = EntryPart(2_000_000_000, 1, rows_of([1]))
     await view.bus.append(NewEntry(1, "nothing", (part,), bytes(32), ordering_key="one"))
     await view.catalog.publish(new_uuid(), [])
+    nothing = Swap(new_uuid(), 2_000_000_000, SwapOperation.COMPACT, (new_uuid(),), ())
+    await view.upkeep.publish_swap(nothing)
     await view.catalog.head()
 
 

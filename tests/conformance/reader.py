@@ -81,7 +81,9 @@ class Reader:
 async def reading(lake: LakeHarness, view: LakeView | None = None) -> AsyncIterator[Reader]:
     identity = await lake.catalog.identity()
     reader = Reader(
-        view or LakeView(lake.bus, lake.catalog), lake.files, TokenCodec(identity.token_secret)
+        view or LakeView(lake.bus, lake.catalog, lake.jobs, lake.upkeep),
+        lake.files,
+        TokenCodec(identity.token_secret),
     )
     reader.watcher.start()
     try:

@@ -22,12 +22,13 @@ from storage.files.objects import LocalObjectStore
 from storage.files.parquet import encode_data_file
 from storage.reading.barrier import Barrier
 from storage.reading.changes import ChangeReader
+from storage.reading.holds import Pins
 from storage.reading.manifest import Manifest
 from storage.reading.planning import Planner
 from storage.reading.query import Engine, QueryAnswer, QueryLimits, QueryRequest, QueryService
 from storage.reading.resolve import Resolver
 from storage.reading.watcher import HeadWatcher
-from tests.conformance.harness import LakeHarness
+from tests.conformance.harness import LakeHarness, LakeView
 from tests.conformance.worker import ReadEntry
 
 
@@ -95,12 +96,13 @@ class Replica:
 
     def __init__(
         self,
-        lake: LakeHarness,
+        lake: LakeView | LakeHarness,
         *,
         codec: TokenCodec,
         engine: Engine,
         store: LocalObjectStore,
         limits: QueryLimits | None = None,
+        pins: Pins | None = None,
     ) -> None:
         self.manifest = Manifest(lake.catalog)
         self.watcher = HeadWatcher(lake.catalog, poll_s=0.02, on_head=self.manifest.prefetch)
@@ -115,6 +117,7 @@ class Replica:
             manifest=self.manifest,
             planner=planner,
             engine=engine,
+            pins=pins,
             ranges_max=3,
         )
         self.service = QueryService(
@@ -123,6 +126,7 @@ class Replica:
             planner=planner,
             engine=engine,
             codec=codec,
+            pins=pins,
             limits=limits,
         )
 

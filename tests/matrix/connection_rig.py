@@ -41,7 +41,7 @@ class Wired:
 
     @property
     def view(self) -> LakeView:
-        return LakeView(self.lake.bus, self.lake.catalog)
+        return LakeView(self.lake.bus, self.lake.catalog, self.lake.jobs, self.lake.upkeep)
 
 
 class FaultyLake(PostgresHarness):

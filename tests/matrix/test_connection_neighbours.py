@@ -261,7 +261,8 @@ async def test_M28_without_a_free_connection_leases_live_and_ingest_says_so(
     await lake.accept(entry_of(table, [0], ordering_key="one"))
     # Opened, and never renewed anything before there was no connection left.
     process = await lake.opened(pools=PoolSettings(connect_ms=500))
-    claim = await lake.worker(LakeView(process.bus, process.catalog)).claim()
+    view = LakeView(process.bus, process.catalog, process.jobs, process.upkeep)
+    claim = await lake.worker(view).claim()
     ttl_s = lake.settings.lease_ttl_ms / 1000
     await lake.advance_s(0)  # our own clock needs a connection too
     async with door(process) as opened:

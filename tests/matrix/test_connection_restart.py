@@ -186,7 +186,7 @@ async def audit_stack(stack: Stack) -> None:
 
     tokens = [receipt["visibility_token"] for receipt in stack.receipts.values()][:8]
     async with stack.client("door") as client:
-        # Every number, not only the last ones: a sender whose request hung is far behind the others.
+        # Every number: a sender whose request hung is far behind the others.
         for key in map(str, range(max(map(int, stack.receipts)) + 4)):
             answer = (await send(stack, client, key)).json()
             receipt = stack.receipts.setdefault(key, answer["receipt"])

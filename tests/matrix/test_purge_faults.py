@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import random
+from pathlib import Path
 
 import asyncpg
 import pytest
@@ -20,6 +22,7 @@ from tests.failpoints.actions import Raise
 from tests.failpoints.markers import markers_of
 from tests.failpoints.points import Failpoints
 from tests.failpoints.sql import SqlPause, SqlTerminate
+from tests.matrix.collecting import collect_now, deleted_keys
 from tests.matrix.conftest import OpenMatrixLake
 from tests.matrix.rig import MatrixLake, keyed_entries, locks_waited_for, named
 
@@ -224,14 +227,14 @@ async def test_M25_ingest_goes_on_when_a_rotation_dies_with_the_fence_in_its_han
 
 
 async def test_M25_killed_between_the_log_and_its_objects_no_name_is_without_its_object(
-    open_matrix_lake: OpenMatrixLake, failpoints: Failpoints
+    open_matrix_lake: OpenMatrixLake, failpoints: Failpoints, tmp_path: Path
 ) -> None:
     lake = await open_matrix_lake(**PURGING)
     table = await lake.create()
     store = MemoryObjectStore()
     settings = dataclasses.replace(lake.settings, claim_check_bytes=1)
     spilling = await PostgresLake.open(lake.dsn, bus_settings=settings, object_store=store)
-    view = LakeView(spilling.bus, spilling.catalog)
+    view = LakeView(spilling.bus, spilling.catalog, spilling.jobs, spilling.upkeep)
     try:
         await lake.offer(keyed_entries(table, range(4)), view)
         worker = Worker(bus=view.bus, catalog=view.catalog, files=lake.files)
@@ -248,8 +251,46 @@ async def test_M25_killed_between_the_log_and_its_objects_no_name_is_without_its
         assert len(kept - named_now) == len(named_now) == 1
         failpoints.disarm("purging.after_trim")
         await view.bus.purge()
-        assert await objects(lake, store) == (named_now, kept)  # nobody names it: an orphan (E4)
+        assert await objects(lake, store) == (named_now, kept)
+        # Its record went with the log row, so the next collection finds it (E3).
+        report = await collect_now(spilling, store, tmp_path)
+        assert deleted_keys(report) == kept - named_now
+        assert await objects(lake, store) == (named_now, named_now)
         await worker.publish_one()
+        await lake.audit(purged=True)
+    finally:
+        await spilling.close()
+
+
+async def test_M25_a_payload_that_was_purged_is_recorded_as_deleted(
+    open_matrix_lake: OpenMatrixLake, failpoints: Failpoints, tmp_path: Path
+) -> None:
+    """And one whose purger died after the delete is deleted again, which does no harm."""
+    lake = await open_matrix_lake(**PURGING)
+    table = await lake.create()
+    store = MemoryObjectStore()
+    settings = dataclasses.replace(lake.settings, claim_check_bytes=1)
+    spilling = await PostgresLake.open(lake.dsn, bus_settings=settings, object_store=store)
+    view = LakeView(spilling.bus, spilling.catalog, spilling.jobs, spilling.upkeep)
+    worker = Worker(bus=view.bus, catalog=view.catalog, files=lake.files)
+    try:
+        for turn in range(PASSES_MAX):
+            await lake.offer(keyed_entries(table, range(4 * turn, 4 * turn + 4)), view)
+            await worker.publish_one()
+            if turn == PASSES_MAX - 4:
+                failpoints.arm("purging.after_objects", Raise(Crashed()), times=None)
+            await lake.advance_s(WINDOW_S)
+            with contextlib.suppress(Crashed):
+                await view.bus.purge()
+        named_now, kept = await objects(lake, store)
+        assert kept == named_now
+        states = {one.state for one in await spilling.upkeep.condemned()}
+        assert states == {"deleted", "deleting"}
+        await collect_now(spilling, store, tmp_path)
+        records = await spilling.upkeep.condemned()
+        assert {(one.state, one.reason) for one in records} == {("deleted", "payload")}
+        assert named_now.isdisjoint(one.object_key for one in records)
+        assert await objects(lake, store) == (named_now, named_now)
         await lake.audit(purged=True)
     finally:
         await spilling.close()

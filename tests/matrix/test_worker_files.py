@@ -1,9 +1,9 @@
 """The failure matrix, files: puts that fail, are cut, are late, or are never published.
 
-Collection of orphans is not built yet. What is shown here is what it will stand on: no snapshot and
-no bus entry names an object that is missing or not whole, and each object that nobody names still
-has the write intent that tells it, also after that intent has expired (C6, E4). The audit checks
-both in every test.
+What collection stands on: no snapshot and no bus entry names an object that is missing or not
+whole, and each object that nobody names still has the write intent that tells it, also after that
+intent has expired (C6, E4). The audit checks both in every test; and where an orphan is left,
+collection finds it and touches nothing else.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ async def test_M07_a_spilled_payload_whose_append_is_refused_is_told_by_its_inte
 ) -> None:
     """The table changes between the put of a payload and the append that was to name it."""
     store = payload_store(rig, StoreFault.HELD_AFTER)
-    await rig.configure(store=store, claim_check_bytes=SPILL_BYTES)
+    await rig.configure(store=store, claim_check_bytes=SPILL_BYTES, intent_ttl_s=1.0)
     entry = large_entry(rig, [1], key="k")
     append = asyncio.create_task(rig.lake.bus.append(entry))
     await store.reached()
@@ -76,6 +76,9 @@ async def test_M07_a_spilled_payload_whose_append_is_refused_is_told_by_its_inte
     await rig.drain()
     found = await rig.audit()
     assert [Path(key).parent.name for key in found.orphans] == ["bus"]
+    assert await rig.collect() == found.orphans
+    after = await rig.audit()
+    assert (after.files, after.orphans) == (found.files, frozenset())
 
 
 @pytest.mark.parametrize("fault", [StoreFault.LOST_ANSWER, StoreFault.LATE_EFFECT])
@@ -145,6 +148,31 @@ async def test_M07_a_file_whose_publish_never_comes_is_told_by_its_expired_inten
         Path(orphan).stem,
     )
     assert (intent["kind"], intent["expired"]) == ("data", True)
+    assert await rig.collect() == {orphan}
+    after = await rig.audit()
+    assert (after.files, after.orphans) == (found.files, frozenset())
+
+
+async def test_M07_a_canary_whose_worker_died_is_an_orphan_too(rig: WorkerRig) -> None:
+    """Only an entry that failed alone before makes a worker prove itself."""
+    await rig.configure(intent_ttl_s=1.0)
+    rig.roles = dataclasses.replace(rig.roles, intent_ttl_s=1.0)
+    await rig.append([1])
+    paused = await rig.worker()
+    await rig.claim_within(paused, 5.0)
+    dying = await rig.process(failpoint=FailpointFate("stager.after_canary_put", "kill"))
+    dying.tell("start")
+    await dying.dies()
+    (canary,) = rig.root.glob("canary/*.parquet")
+    await rig.started()
+    await rig.drain()
+    found = await rig.audit()
+    # With it go the names of the two claims whose workers wrote nothing.
+    assert canary.relative_to(rig.root).as_posix() in await rig.collect()
+    assert not canary.exists()
+    assert list(rig.root.glob("canary/*")) == []  # a worker that lives deletes its own
+    assert await rig.look("SELECT * FROM write_intent") == []
+    assert (await rig.audit()).files == found.files
 
 
 # --- M13: killed in the middle of a put ---------------------------------------------------------
@@ -156,7 +184,7 @@ async def test_M13_killed_at_each_step_of_a_put_nothing_torn_is_ever_named(
 ) -> None:
     """One worker and one entry for each step, all at once."""
     rig.roles = dataclasses.replace(rig.roles, ranges_in_flight=1)
-    await rig.configure(claim_entries_max=1)
+    await rig.configure(claim_entries_max=1, intent_ttl_s=1.0)
     await rig.append(*([n] for n in range(len(DiskPoint))))
     dying = [
         await rig.process(disk=DiskFate(point, "kill"), unnamed_files=unnamed_files)
@@ -174,6 +202,10 @@ async def test_M13_killed_at_each_step_of_a_put_nothing_torn_is_ever_named(
     assert len(found.orphans) == 2
     assert len(found.torn) == (0 if unnamed_files else 5)
     assert found.quarantined == {}
+    # The intents of those that never got so far are orphans like theirs: their names are dead.
+    assert await rig.collect() >= found.orphans
+    after = await rig.audit()
+    assert (after.files, after.orphans) == (found.files, frozenset())
 
 
 @pytest.mark.parametrize("unnamed_files", [True, False])

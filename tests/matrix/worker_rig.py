@@ -29,6 +29,7 @@ from storage.files.parquet import encode_data_file
 from storage.postgres import PostgresLake
 from tests.conformance.harness import COLUMNS, entry_of
 from tests.conformance.worker import Place
+from tests.matrix.collecting import collect_now, deleted_keys
 from tests.matrix.rig import MatrixBackend
 from tests.matrix.worker_audit import Audit, audit
 from tests.matrix.worker_process import WorkerProcess
@@ -217,6 +218,17 @@ class WorkerRig:
             " AS yes FROM lake"
         )
         return bool(row["yes"])
+
+    async def collect(self) -> set[str]:
+        """The objects that a collection deleted, once every write intent has expired."""
+
+        (row,) = await self.look(
+            "SELECT extract(epoch FROM max(expires_at) - clock_timestamp())::float8 AS left_s"
+            " FROM write_intent"
+        )
+        await self.pass_s(max(0.0, row["left_s"] or 0.0) + 0.001)
+        store = LocalObjectStore(self.root)
+        return deleted_keys(await collect_now(self.lake, store, self.root))
 
     async def audit(self, *, drained: bool = True) -> Audit:
         return await audit(self.dsn, self.root, self.accepted, drained=drained)

@@ -113,7 +113,14 @@ class Worker:
         shared: dict[str, Any] = {"settings": roles, "clock": clock, "metrics": self.metrics}
         role: dict[str, Any] = {**shared, "tracing": NO_TRACING, "on_fatal": self._on_fatal}
         self.publisher = SnapshotPublisher(catalog=lake.catalog, **role)
-        self.stager = Stager(catalog=lake.catalog, store=store, encode=encode, **shared)
+        self.stager = Stager(
+            catalog=lake.catalog,
+            store=store,
+            encode=encode,
+            intents=lake.upkeep,
+            owner=self.owner,
+            **shared,
+        )
         self.coordinator = CommitCoordinator(
             instance=self.owner,
             leases=self.leases,

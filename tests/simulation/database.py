@@ -308,5 +308,10 @@ class RemoteCatalog:
             )
         )
 
+    async def removed_rows(self, table_id: int, *, after: int, until: int) -> bool:
+        return await self._db.read(
+            lambda: self._catalog.removed_rows(table_id, after=after, until=until)
+        )
+
     async def manifest_delta(self, *, after: int, until: int) -> ManifestDelta:
         return await self._db.read(lambda: self._catalog.manifest_delta(after=after, until=until))

@@ -59,6 +59,8 @@ class ModelCatalog:
         await self.gate.wait()
         if self.fail:
             raise Unavailable("gone")
+        if 0 < after < self.oldest:
+            raise SnapshotExpired("ends were forgotten")
 
         def end(last: int | None) -> int | None:
             return last if last is not None and last <= until else None
@@ -255,6 +257,36 @@ async def test_E3_useless_files_leave_by_a_new_load_that_keeps_what_tags_need() 
     assert set(ids(view, 0)) == model.expected(7, 0) != set()
     with pytest.raises(SnapshotExpired):  # never an empty answer for what was left out
         await manifest.at(8, model.head())
+
+
+async def test_E8_files_that_only_tags_need_do_not_bring_a_new_load_with_every_advance() -> None:
+    model = ModelCatalog()
+    for n in range(1, 7):
+        add(model, 0, n)
+    end_some(model, 0, 7, share=0)
+    model.until, model.oldest, model.tagged = 7, 7, {6}
+    manifest = manifest_of(model, dead_rows_min=3)
+    for _ in range(4):
+        view = await manifest.at(model.until, model.head())
+        assert ids(view, 0) == []
+        assert len(ids(await manifest.at(6, model.head()), 0)) == 6
+        model.until += 1
+    assert [after for after, _ in model.deltas] == [0, 7, 8, 9]
+
+
+async def test_D8_a_copy_that_slept_through_an_expiry_is_loaded_anew() -> None:
+    model = ModelCatalog()
+    for n in range(1, 4):
+        add(model, 0, n)
+    model.until = 3
+    manifest = manifest_of(model)
+    assert len(ids(await manifest.at(3, model.head()), 0)) == 3
+    end_some(model, 0, 4, share=0)
+    model.files = model.files[:1]  # the others were deleted, and the catalog forgot them
+    model.files[0] = dataclasses.replace(model.files[0], last_snapshot=None)
+    model.until = model.oldest = 6
+    assert ids(await manifest.at(6, model.head()), 0) == [model.files[0].file_id]
+    assert model.deltas[-2:] == [(3, 6), (0, 6)]
 
 
 async def test_a_head_of_a_line_that_was_left_is_refused_and_not_waited_for() -> None:

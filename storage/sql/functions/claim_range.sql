@@ -113,15 +113,13 @@ BEGIN
 
     -- Write intents before the first byte of any file (C6): one a table in the range.
     WITH made AS (
-        INSERT INTO write_intent (file_id, kind, owner, expires_at)
-        SELECT gen_random_uuid(), 'data', p_owner, clock_timestamp() + p_intent_ttl
-          FROM (SELECT DISTINCT unnest(l.table_ids) FROM bus_log l
+        INSERT INTO write_intent (file_id, kind, owner, expires_at, table_id)
+        SELECT gen_random_uuid(), 'data', p_owner, clock_timestamp() + p_intent_ttl, t.table_id
+          FROM (SELECT DISTINCT unnest(l.table_ids) AS table_id FROM bus_log l
                  WHERE l.shard = claim_range.shard AND l.hi > claim_range.lo
                    AND l.lo < claim_range.hi AND l.lo >= claim_range.lo - 32767) t
-        RETURNING file_id)
-    SELECT coalesce(array_agg(file_id), '{}') INTO file_ids FROM made;
-    SELECT coalesce(array_agg(DISTINCT t.table_id), '{}') INTO table_ids
-      FROM bus_log l CROSS JOIN LATERAL unnest(l.table_ids) AS t (table_id)
-     WHERE l.shard = claim_range.shard AND l.hi > claim_range.lo AND l.lo < claim_range.hi
-       AND l.lo >= claim_range.lo - 32767;
+        RETURNING write_intent.file_id, write_intent.table_id)
+    SELECT coalesce(array_agg(m.file_id ORDER BY m.table_id), '{}'),
+           coalesce(array_agg(m.table_id ORDER BY m.table_id), '{}')
+      INTO claim_range.file_ids, claim_range.table_ids FROM made m;
 END $$;

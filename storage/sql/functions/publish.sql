@@ -66,7 +66,8 @@ BEGIN
             SELECT coalesce(array_agg((f ->> 'file_id')::uuid), '{}') INTO v_files
               FROM jsonb_array_elements(v_commit -> 'files') f;
             SELECT count(*) INTO v_count FROM (
-                SELECT 1 FROM write_intent w WHERE w.file_id = ANY (v_files) FOR UPDATE) locked;
+                SELECT 1 FROM write_intent w WHERE w.file_id = ANY (v_files)
+                 ORDER BY w.file_id FOR UPDATE) locked;
             -- failpoint: publish.after_intent_locks
             IF v_count <> cardinality(v_files) THEN
                 v_outcome := 'intent_lost';
@@ -104,11 +105,11 @@ BEGIN
 
     WITH added AS (
         INSERT INTO data_file (file_id, table_id, schema_version, first_snapshot, object_key, rows,
-                               size_bytes, sha256, statistics)
+                               size_bytes, sha256, statistics, partition, layout)
         SELECT (f ->> 'file_id')::uuid, (f ->> 'table_id')::integer,
                (f ->> 'schema_version')::integer, publish.snapshot_id, f ->> 'object_key',
                (f ->> 'rows')::bigint, (f ->> 'size_bytes')::bigint, f ->> 'sha256',
-               f ->> 'statistics'
+               f ->> 'statistics', f ->> 'partition', coalesce(f ->> 'layout', '')
           FROM unnest(v_accepted) c, jsonb_array_elements(c -> 'files') f
         RETURNING table_id, rows, size_bytes),
     by_table AS (

@@ -127,7 +127,8 @@ END $$;
 
 -- trim_log: removes old log rows in small batches: terminal, older than a window, and accepted
 -- before the oldest key generation that still holds keys began, so that no key points at them.
--- Answers how many rows went and which payload objects can be deleted.
+-- Answers how many rows went and which payload objects can be deleted. These are noted as
+-- `deleting` in the same transaction: what a crash leaves is deleted by the next collection.
 CREATE OR REPLACE FUNCTION trim_log(
     p_window interval, p_limit integer, OUT rows_deleted integer, OUT payload_keys text[]
 ) LANGUAGE sql AS $$
@@ -139,7 +140,13 @@ CREATE OR REPLACE FUNCTION trim_log(
          ORDER BY l.shard, l.lo LIMIT p_limit),
     gone AS (
         DELETE FROM bus_log l USING old o WHERE l.shard = o.shard AND l.lo = o.lo
-        RETURNING l.payload_key)
+        RETURNING l.payload_key),
+    noted AS (
+        INSERT INTO condemned_file (file_id, object_key, reason, state, condemned_at)
+        SELECT substring(g.payload_key FROM '^bus/(.*)[.]segment$')::uuid, g.payload_key,
+               'payload', 'deleting', clock_timestamp()
+          FROM gone g WHERE g.payload_key IS NOT NULL
+        ON CONFLICT ON CONSTRAINT condemned_file_pkey DO NOTHING)
     SELECT count(*)::integer,
            coalesce(array_agg(payload_key) FILTER (WHERE payload_key IS NOT NULL), '{}')
       FROM gone

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from tests.mutation.mutants import (
     changes,
+    deletes,
     files,
     ingest,
     memory,
@@ -29,4 +30,5 @@ ALL = (
     *ingest.MUTANTS,
     *roles.MUTANTS,
     *changes.MUTANTS,
+    *deletes.MUTANTS,
 )

@@ -6,6 +6,7 @@ from tests.mutation.mutant import Edit, in_memory, mutant, on_postgres
 
 _CHANGES = "storage/reading/changes.py"
 _WINDOWS = "test_D12_windows_hold_each_row_once_in_order_of_its_place"
+_DELETED = "test_D12_a_window_keeps_the_rows_that_were_deleted_in_it"
 
 MUTANTS = (
     mutant(
@@ -54,5 +55,26 @@ MUTANTS = (
             "Place(ranges[-1].shard, ranges[-1].hi, _ROW_MAX)",
         ),
         killers=in_memory(_WINDOWS),
+    ),
+    mutant(
+        "changes_forget_what_was_deleted",
+        "D12",
+        "Rows that were deleted within the window are missing from it.",
+        Edit(_CHANGES, "self._planner.locate([*files, *removed])", "self._planner.locate(files)"),
+        killers=in_memory(_DELETED),
+    ),
+    mutant(
+        "changes_repeat_what_a_delete_kept",
+        "D12",
+        "A row that a delete copied is answered from both files.",
+        Edit(_CHANGES, "several=bool(removed))", "several=False)"),
+        killers=in_memory(_DELETED),
+    ),
+    mutant(
+        "changes_are_silently_shorter",
+        "D12",
+        "A window whose deleted rows have expired is answered without them.",
+        Edit(_CHANGES, "        if after < oldest:\n", "        if after < 0:\n"),
+        killers=in_memory("test_D12_a_feed_that_would_be_shorter_is_refused"),
     ),
 )

@@ -106,8 +106,8 @@ MUTANTS = (
         "Write intents are counted without a lock, while collection is removing one.",
         Edit(
             _PUBLISH,
-            "WHERE w.file_id = ANY (v_files) FOR UPDATE) locked;",
-            "WHERE w.file_id = ANY (v_files)) locked;",
+            "                 ORDER BY w.file_id FOR UPDATE) locked;",
+            "                 ORDER BY w.file_id) locked;",
         ),
         killers=integration(_LOCKS, "test_C6_a_collection_under_way_is_waited_for"),
     ),
