@@ -19,7 +19,10 @@ MEMORY_DETAIL = (
     "values, or run it when fewer queries are running"
 )
 NESTING_DETAIL = "the statement is nested too deeply; flatten it"
-_UNAVAILABLE_DETAIL = "the data could not be read just now; try again"
+_UNAVAILABLE_DETAIL = (
+    "the data could not be read just now; try again, and if it stays so have an operator run "
+    "`lakebus maintain validate`, which names data files that are missing or damaged"
+)
 _ABOUT_STATEMENT = {
     "Parser", "Syntax", "Binder", "Catalog", "Conversion", "Out of Range", "Invalid Input",
     "Invalid type", "Mismatch Type", "Decimal", "Divide by Zero", "Expression", "Constraint",
@@ -29,6 +32,8 @@ _ABOUT_STATEMENT = {
 _OURS = re.compile(
     r"\$s\d+|\$fixed|\$now|\$shard|\$position|\$row|read_parquet|\.parquet|/[\w.$-]+/"
 )
+#: What reading a damaged footer says, without a word about files.
+_DAMAGED = re.compile(r"don't know what type|TProtocolException|TTransportException")
 _TOO_DEEP = re.compile("max_expression_depth|Recursion level")
 _HINT = re.compile(
     r"\s*(LINE \d+:|Candidate functions:|Possible solutions:|See also http).*", re.DOTALL
@@ -97,7 +102,7 @@ def failure_of(error: BaseException, sql: str, *, positions_hold: bool) -> Failu
     if kind in ("FATAL", "INTERNAL"):
         return Failure("internal_error", "the engine failed on this statement", {}, internal)
     about_statement = kind in _ABOUT_STATEMENT or isinstance(error, UnicodeError)
-    if not about_statement or _OURS.search(message):
+    if not about_statement or _OURS.search(message) or _DAMAGED.match(message):
         return _hidden(kind, message, internal)
     members: dict[str, object] = {}
     if positions_hold and position is not None:
@@ -120,7 +125,8 @@ def _hidden(kind: str, message: str, internal: str) -> Failure:
 
     if kind == "Permission":
         return Failure("statement_not_allowed", "files cannot be read", {"kind": "file"}, internal)
-    if kind in ("IO", "HTTP") or ".parquet" in message or "read_parquet" in message:
+    about_files = ".parquet" in message or "read_parquet" in message or _DAMAGED.match(message)
+    if kind in ("IO", "HTTP") or about_files:
         return Failure("unavailable", _UNAVAILABLE_DETAIL, {}, internal)
     if kind in _ABOUT_STATEMENT:
         return Failure("sql_error", "the statement cannot be run on these tables", {}, internal)

@@ -2,9 +2,20 @@
 
 A row is known for ever by (shard, position of its entry, row in the entry), which every file keeps,
 and each position was published once, in a range that the catalog remembers for ever. So the feed
-asks no file when its rows came: it reads the files of the snapshot `until` and keeps the rows whose
-position lies in a range published in (after, until]. Compaction moves rows between files and
-changes neither, so it cannot repeat or lose one.
+asks no file when its rows came: it reads files and keeps the rows whose position lies in a range
+published in (after, until]. Compaction moves rows between files and changes neither, so it cannot
+repeat or lose one.
+
+Which files hold them all: those of the snapshot `until` (the ones that began after `after`), and,
+because a delete or row retention may have removed a row in the window that published it, the files
+that such a snapshot of the window ended. A row may lie in several of these, so then each place
+counts once. A removal is no event of the feed: it says what was published.
+
+When they are still there: a file that ended with snapshot e is needed by the snapshot e - 1, so it
+is kept while that one is retained. From an `after` at or above the oldest retained snapshot on,
+nothing is missing. An older `after` is answered only if no delete or row retention of the table is
+recorded between it and the oldest retained snapshot (records of snapshots outlive their expiry);
+else SnapshotExpired, instead of a feed that is shorter than it was.
 
 Pages are in order of (shard, position, row). A cursor is the window and the place of the last row:
 it needs no state in the server, and any replica can go on from it while `until` is retained.
@@ -25,15 +36,17 @@ import msgspec
 import pyarrow as pa
 
 from lakebus.clock import Clock, SystemClock
-from lakebus.errors import Fault, MalformedRequest, QueryTimeout
+from lakebus.errors import Fault, MalformedRequest, QueryTimeout, SnapshotExpired
 from lakebus.schemas import POSITION_COLUMN, ROW_COLUMN, SHARD_COLUMN, TableSchema
-from storage.catalog.interface import Catalog, PublishedRange
+from lakebus.snapshots import DataFile
+from storage.catalog.interface import Catalog, Head, PublishedRange
 from storage.engine.plans import Integers, QueryPlan, ResultFormat, SourceTable
 from storage.files.parquet import scan_expression
-from storage.reading.manifest import Manifest
+from storage.reading.holds import Pins, Unpinned, held
+from storage.reading.manifest import Manifest, SnapshotView
 from storage.reading.planning import Planner, find_table
 from storage.reading.query import Engine
-from storage.reading.resolve import Resolver, SnapshotChoice
+from storage.reading.resolve import Resolved, Resolver, SnapshotChoice
 
 SNAPSHOT_COLUMN = "$snapshot"
 #: The hidden columns, before the table's own.
@@ -139,6 +152,7 @@ class ChangeReader:
         manifest: Manifest,
         planner: Planner,
         engine: Engine,
+        pins: Pins | None = None,
         bytes_max: int = 64 << 20,
         ranges_max: int = 1_000,
         clock: Clock | None = None,
@@ -148,6 +162,7 @@ class ChangeReader:
         self._manifest = manifest
         self._planner = planner
         self._engine = engine
+        self._pins = pins or Unpinned()
         self._bytes_max = bytes_max
         self._ranges_max = ranges_max
         self._clock = clock or SystemClock()
@@ -158,13 +173,25 @@ class ChangeReader:
         resolved = await self._resolver.resolve(
             SnapshotChoice(snapshot_id=window.until), deadline_s=deadline_s
         )
+        # Files that the window's snapshots ended are read, too: they are held from its beginning,
+        # or from the oldest snapshot that is left.
+        oldest = resolved.head.oldest_snapshot_id
+        since = min(window.until, max(window.after, oldest))
+        async with held(self._pins, since, onward=since >= oldest):
+            return await self._page(request, resolved, deadline_s)
+
+    async def _page(
+        self, request: ChangesRequest, resolved: Resolved, deadline_s: float
+    ) -> ChangesPage:
+        window = request.window
         view = await self._manifest.at(resolved.snapshot_id, resolved.head)
         schema = find_table(view, request.table, visible=lambda _: True)
         # A file from before the window holds nothing that was published in it.
         files = [
             file for file in view.files(schema.table_id).files if file.first_snapshot > window.after
         ]
-        paths = self._planner.locate(files)
+        removed = await self._removed(view, schema, window.after, resolved.head)
+        paths = self._planner.locate([*files, *removed])
         place = window.place
         while True:
             ranges = await self._catalog.published_ranges(
@@ -177,7 +204,7 @@ class ChangeReader:
             more = len(ranges) == self._ranges_max
             if not ranges:  # nothing is read, and the answer still has its columns
                 paths = []
-            source = _source(schema, paths, ranges, place)
+            source = _source(schema, paths, ranges, place, several=bool(removed))
             page = await self._read(request, source, resolved.started_at, deadline_s)
             if page.row_count == request.limit:
                 place = _last_place(page, request.result_format)
@@ -189,6 +216,23 @@ class ChangeReader:
                 return page
             window = dataclasses.replace(window, place=place)
             return dataclasses.replace(page, cursor=window.encode(schema.table_id))
+
+    async def _removed(
+        self, view: SnapshotView, schema: TableSchema, after: int, head: Head
+    ) -> tuple[DataFile, ...]:
+        """The files that held rows which were removed in the window. Raises SnapshotExpired."""
+
+        table_id, oldest = schema.table_id, head.oldest_snapshot_id
+        if after < oldest:
+            until = min(oldest, view.snapshot_id)
+            if await self._catalog.removed_rows(table_id, after=after, until=until):
+                raise SnapshotExpired(
+                    f"rows of {schema.name} that were published after snapshot {after} were deleted"
+                    " and have expired: read the table at a retained snapshot, and ask for the "
+                    "changes after it",
+                    oldest_snapshot_id=oldest,
+                )
+        return view.lost_rows(table_id, began=after, ended=max(after, oldest))
 
     async def _read(
         self,
@@ -227,9 +271,15 @@ class ChangeReader:
 
 
 def _source(
-    schema: TableSchema, paths: Sequence[str], ranges: Sequence[PublishedRange], place: Place
+    schema: TableSchema,
+    paths: Sequence[str],
+    ranges: Sequence[PublishedRange],
+    place: Place,
+    *,
+    several: bool = False,
 ) -> SourceTable:
-    """The rows of the ranges beyond `place`, with their places, as one relation.
+    """The rows of the ranges beyond `place`, with their places, as one relation. `several`: a row
+    may lie in several of the files, and then in each as the same.
 
     ASOF: each row meets the one range that begins at or before its position; ranges are disjoint.
     The bounds on shard and position say nothing new: they are for the reader of Parquet, which can
@@ -255,9 +305,13 @@ def _source(
     if low.shard == high.shard:
         bounds += f' AND f."{POSITION_COLUMN}" BETWEEN {low.lo} AND {high.hi - 1}'
     scan = scan_expression(schema, paths, hidden=True)
+    once = ""
+    if several:
+        once = f'DISTINCT ON (f."{SHARD_COLUMN}", f."{POSITION_COLUMN}", f."{ROW_COLUMN}") '
     relation = (
-        f'(SELECT r.snapshot_id AS "{SNAPSHOT_COLUMN}", f."{SHARD_COLUMN}", f."{POSITION_COLUMN}",'
-        f' f."{ROW_COLUMN}"{names} FROM (SELECT * FROM {scan} AS f WHERE {bounds}) AS f'
+        f'(SELECT {once}r.snapshot_id AS "{SNAPSHOT_COLUMN}", f."{SHARD_COLUMN}",'
+        f' f."{POSITION_COLUMN}", f."{ROW_COLUMN}"{names}'
+        f" FROM (SELECT * FROM {scan} AS f WHERE {bounds}) AS f"
         f" ASOF JOIN (VALUES {values}) AS r (shard, lo, hi, snapshot_id)"
         f' ON f."{SHARD_COLUMN}" = r.shard AND f."{POSITION_COLUMN}" >= r.lo'
         f' WHERE f."{POSITION_COLUMN}" < r.hi AND (f."{SHARD_COLUMN}", f."{POSITION_COLUMN}",'

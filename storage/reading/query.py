@@ -1,9 +1,9 @@
 """The query: one time budget from arrival to the last byte, one snapshot, one answer (D1-D11).
 
-The order: parse while the head is read, wait for the tokens, resolve the snapshot, find the tables
-in it, prune, run. What a query reads is fixed before the engine hears of it: the engine gets
-files, never names it could look up again, so nothing that is published meanwhile can reach it
-(D1).
+The order: parse while the head is read, wait for the tokens, resolve the snapshot, hold its files,
+find the tables in it, prune, run. What a query reads is fixed before the engine hears of it: the
+engine gets files, never names it could look up again, so nothing that is published meanwhile can
+reach it (D1), and what is held is deleted by nobody before the answer's last byte (E3).
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 from lakebus.clock import Clock, SystemClock
-from lakebus.errors import MalformedRequest, QueryTimeout, VisibilityTimeout
+from lakebus.errors import LakebusError, MalformedRequest, QueryTimeout, VisibilityTimeout
 from lakebus.schemas import TableSchema
 from lakebus.tokens import TokenCodec
 from storage.engine.plans import Integers, Parameters, ParsedStatement, QueryPlan, ResultFormat
 from storage.reading.barrier import AnyToken
+from storage.reading.holds import Hold, Pins, Unpinned
 from storage.reading.manifest import Manifest, SnapshotView
 from storage.reading.planning import Planner, ScanPlan, Visible, find_table
 from storage.reading.resolve import LATEST, Resolved, Resolver, SnapshotChoice
@@ -99,9 +100,14 @@ class QueryAnswer:
     bytes_scanned: int
     snapshots: tuple[int, ...]
     result: Answering = field(repr=False)
+    hold: Hold = field(repr=False)
     clock: Clock = field(repr=False)
     began_s: float = field(repr=False)
     ended_s: float | None = field(default=None, repr=False)
+    _stopping: asyncio.Future[None] | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.hold.when_broken(self._stop)
 
     @property
     def row_count(self) -> int | None:
@@ -114,16 +120,29 @@ class QueryAnswer:
 
     async def __anext__(self) -> bytes:
         try:
-            return await self.result.__anext__()
+            chunk = await self.result.__anext__()
         except StopAsyncIteration:
+            self.hold.check()
+            self.hold.release()
             self.ended_s = self.ended_s or self.clock.monotonic_s()
             raise
+        except LakebusError:
+            self.hold.check()  # files that are gone, or a stop, because the hold broke
+            raise
+        self.hold.check()
+        return chunk
 
     async def read_all(self) -> bytes:
         return b"".join([chunk async for chunk in self])
 
     async def aclose(self) -> None:
-        await self.result.aclose()
+        try:
+            await self.result.aclose()
+        finally:
+            self.hold.release()
+
+    def _stop(self) -> None:
+        self._stopping = asyncio.ensure_future(self.result.aclose())
 
     def statistics(self) -> dict[str, object]:
         """The member `statistics` of an answer; `execute_ms` is until the last byte, or now."""
@@ -153,7 +172,8 @@ class TableDescription:
 
 
 class QueryService:
-    """One per process, over its resolver, manifest, planner and engine."""
+    """One per process, over its resolver, manifest, planner and engine. Without `pins` nothing may
+    ever be deleted from the lake."""
 
     def __init__(
         self,
@@ -163,10 +183,12 @@ class QueryService:
         planner: Planner,
         engine: Engine,
         codec: TokenCodec,
+        pins: Pins | None = None,
         limits: QueryLimits | None = None,
         clock: Clock | None = None,
     ) -> None:
         self._resolver = resolver
+        self._pins = pins or Unpinned()
         self._manifest = manifest
         self._planner = planner
         self._engine = engine
@@ -191,18 +213,30 @@ class QueryService:
             resolved = await resolving
         finally:
             await _ended(resolving)
-        view = await self._within(
-            self._manifest.at(resolved.snapshot_id, resolved.head), deadline_s, arrived_s
-        )
-        scan = self._planner.plan(
-            view,
-            parsed,
-            request.parameters,
-            visible=visible,
-            ordered=request.deterministic,
-            pruning=request.pruning,
-        )
-        return await self._execute(request, parsed, resolved, scan, arrived_s, deadline_s)
+        hold = await self._within(self._pins.hold(resolved.snapshot_id), deadline_s, arrived_s)
+        answer: QueryAnswer | None = None
+        try:
+            async with hold.guarded():
+                view = await self._within(
+                    self._manifest.at(resolved.snapshot_id, resolved.head), deadline_s, arrived_s
+                )
+                scan = self._planner.plan(
+                    view,
+                    parsed,
+                    request.parameters,
+                    visible=visible,
+                    ordered=request.deterministic,
+                    pruning=request.pruning,
+                )
+                answer = await self._execute(
+                    request, parsed, resolved, scan, hold, arrived_s, deadline_s
+                )
+        except BaseException:
+            hold.release()
+            if answer is not None:
+                await answer.aclose()
+            raise
+        return answer
 
     async def view(
         self,
@@ -269,6 +303,7 @@ class QueryService:
         parsed: ParsedStatement,
         resolved: Resolved,
         scan: ScanPlan,
+        hold: Hold,
         arrived_s: float,
         deadline_s: float,
     ) -> QueryAnswer:
@@ -306,6 +341,7 @@ class QueryService:
             bytes_scanned=scan.bytes_scanned,
             snapshots=(resolved.snapshot_id,),
             result=result,
+            hold=hold,
             clock=self._clock,
             began_s=began_s,
         )

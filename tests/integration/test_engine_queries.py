@@ -102,6 +102,31 @@ async def test_missing_file_is_unavailable_and_names_no_path(
         assert "/" not in str(caught.value)
 
 
+async def test_E6_a_file_that_is_gone_or_damaged_is_never_an_answer(
+    engine: QueryEngine, folder: Path
+) -> None:
+    """Also after the same query was answered, from what the engine may have kept of it."""
+
+    for name, count in (("gone", 0), ("empty", 0), ("cut", 400), ("beginning", 0), ("footer", 0)):
+        source = write_table(folder, f"damaged_{name}", 0, 50_000)
+        path = folder / "data" / f"damaged_{name}.parquet"
+        whole = path.read_bytes()
+        assert (await rows(engine, "SELECT count(*) FROM t", {"t": source})) == [["50000"]]
+        damaged = {
+            "gone": None,
+            "empty": b"",
+            "cut": whole[:count],
+            "beginning": b"x" * 20_000 + whole[20_000:],
+            "footer": whole[:-300] + b"x" * 250 + whole[-50:],
+        }[name]
+        path.unlink()
+        if damaged is not None:
+            path.write_bytes(damaged)
+        with pytest.raises(errors.Unavailable, match="lakebus maintain validate") as caught:
+            await rows(engine, "SELECT sum(id), max(name) FROM t", {"t": source})
+        assert "/" not in str(caught.value)
+
+
 async def test_D10_explain_names_no_path(engine: QueryEngine, table: SourceTable) -> None:
     plan_text = (await rows(engine, "EXPLAIN SELECT * FROM t WHERE id > 3", {"t": table}))[0][1]
     assert "Filters" in plan_text
