@@ -20,7 +20,7 @@ from storage.postgres.rewind_acceptance import Report, accept_loss, report
 async def show(settings: Settings) -> Report:
     """Compares the database with the marker in the object store; changes nothing."""
 
-    async with _database(settings) as dsn:
+    async with database_of(settings) as dsn:
         return await report(dsn, store=components.object_store(settings))
 
 
@@ -30,7 +30,7 @@ async def accept(
     """Shows what is lost, asks, and begins a new line of history; False if nothing was done."""
 
     store = components.object_store(settings)
-    async with _database(settings) as dsn:
+    async with database_of(settings) as dsn:
         found = await report(dsn, store=store)
         for line in lines(found):
             say(line)
@@ -72,7 +72,10 @@ def lines(found: Report) -> list[str]:
 
 
 @asynccontextmanager
-async def _database(settings: Settings) -> AsyncIterator[str]:
+async def database_of(settings: Settings) -> AsyncIterator[str]:
+    """The DSN of the lake's database, started for this command when it is ours and stopped. Raises
+    StartRefused."""
+
     if settings.postgres.dsn is not None:
         yield await _known(components.dsn_of(settings))
         return

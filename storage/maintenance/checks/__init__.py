@@ -1,0 +1,1 @@
+"""What the validator checks, a file for each kind of promise."""
