@@ -141,7 +141,7 @@ def query(
         sql = sys.stdin.read()
     found = client.query(
         sql,
-        [_value(text) for text in parameters] or None,
+        [parameter_value(text) for text in parameters] or None,
         after=list(after) or None,
         snapshot=_snapshot(at),
         max_rows=max_rows,
@@ -228,7 +228,9 @@ def _stream_of_arrow_file(content: bytes) -> bytes:
 # --- words ---------------------------------------------------------------------------------
 
 
-def _value(text: str) -> Any:
+def parameter_value(text: str) -> Any:
+    """The value that JSON says, or the text itself."""
+
     try:
         return json.loads(text)
     except ValueError:
