@@ -9,16 +9,22 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import cast
 
 from actors.hints import HintDirectory
-from actors.settings import RoleSettings
+from actors.settings import MaintainerSettings, RoleSettings
 from lakebus.errors import ConfigurationError
 from lakebus.telemetry import NO_TRACING, Tracing
 from storage.bus.interface import IngestBus
 from storage.catalog.interface import Catalog
+from storage.engine.settings import EngineSettings
 from storage.files.objects import ObjectStore
+from storage.maintenance.inspection import Inspection
+from storage.maintenance.interface import Upkeep
+from storage.maintenance.jobs import JobStore
+from storage.maintenance.settings import MaintenanceSettings
 
 
 async def _nothing() -> None:
@@ -28,7 +34,9 @@ async def _nothing() -> None:
 @dataclass(frozen=True, slots=True)
 class Backend:
     """One process's view of the lake. `stack` names it in hints; `hint_host` is the address that
-    other processes of the stack reach this one at."""
+    other processes of the stack reach this one at. Maintenance needs `upkeep`, `jobs`, `engine`
+    (the temporary folder in it is replaced by the job's) and `jobs_dir`, where jobs have their
+    folders; the validator also `inspection`. Without `jobs` there is none."""
 
     bus: IngestBus
     catalog: Catalog
@@ -38,6 +46,13 @@ class Backend:
     settings: RoleSettings
     hint_host: str = "127.0.0.1"
     tracing: Tracing = NO_TRACING
+    upkeep: Upkeep | None = None
+    inspection: Inspection | None = None
+    jobs: JobStore | None = None
+    engine: EngineSettings | None = None
+    jobs_dir: Path | None = None
+    maintainer: MaintainerSettings = field(default_factory=MaintainerSettings)
+    maintenance: MaintenanceSettings = field(default_factory=MaintenanceSettings)
     close: Callable[[], Awaitable[None]] = _nothing
 
 

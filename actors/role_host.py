@@ -16,6 +16,7 @@ from actors.coordinator import CommitCoordinator
 from actors.hints import HintReceiver
 from actors.lease_manager import LeaseManager, Leases
 from actors.loop import LoopStatus, OnFatal
+from actors.maintenance import JobRunner, Maintainer
 from actors.publisher import Publisher, SnapshotPublisher
 from actors.range_files import EncodeFile
 from actors.staging import Stager
@@ -32,6 +33,7 @@ class Role(StrEnum):
     COORDINATOR = "coordinator"
     PUBLISHER = "publisher"
     SUPERVISOR = "supervisor"
+    MAINTENANCE = "maintenance"
 
 
 ALL_ROLES = frozenset(Role)
@@ -48,7 +50,8 @@ class HostStatus:
 
 class RoleHost:
     """Builds the wanted roles over a backend. Roles that live elsewhere are given as `leases` and
-    `publisher`; those that live here replace them."""
+    `publisher`; those that live here replace them. Without a `runner`, or over a backend without
+    jobs, nobody does maintenance."""
 
     def __init__(
         self,
@@ -59,6 +62,7 @@ class RoleHost:
         leases: Leases | None = None,
         publisher: Publisher | None = None,
         crew: Crew | None = None,
+        runner: JobRunner | None = None,
         clock: Clock | None = None,
         metrics: Metrics = NO_METRICS,
         encode: EncodeFile = encode_data_file,
@@ -83,6 +87,7 @@ class RoleHost:
         self.supervisor = (
             self._make_supervisor(crew or NoCrew()) if Role.SUPERVISOR in roles else None
         )
+        self.maintainer = self._make_maintainer(runner) if Role.MAINTENANCE in roles else None
 
     async def start(self) -> None:
         """Begins to work. A start that fails or is cancelled leaves nothing running."""
@@ -101,11 +106,15 @@ class RoleHost:
             await self._receiver.start()
         if self.supervisor is not None:
             self.supervisor.start()
+        if self.maintainer is not None:
+            self.maintainer.start()
 
     async def stop(self) -> None:
         """Ends the roles in the order in which work flows, so that what is under way can end, and
         gives every lease back."""
 
+        if self.maintainer is not None:
+            await self.maintainer.stop()
         if self.supervisor is not None:
             await self.supervisor.stop()
         if self._receiver is not None:
@@ -124,6 +133,8 @@ class RoleHost:
             self.coordinator.wake()
         if self.supervisor is not None:
             self.supervisor.wake()
+        if self.maintainer is not None:
+            self.maintainer.wake()
 
     def need_lease_manager(self) -> LeaseManager:
         if self.lease_manager is None:
@@ -136,7 +147,7 @@ class RoleHost:
         return self.publisher
 
     def status(self) -> HostStatus:
-        hosts = (self.coordinator, self.publisher, self.supervisor)
+        hosts = (self.coordinator, self.publisher, self.supervisor, self.maintainer)
         loops = tuple(host.status() for host in hosts if host is not None)
         return HostStatus(
             roles=tuple(sorted(self._roles)),
@@ -167,6 +178,8 @@ class RoleHost:
             settings=backend.settings,
             clock=self._clock,
             metrics=self._metrics,
+            intents=backend.upkeep,
+            owner=self.instance,
         )
         return CommitCoordinator(
             instance=self.instance,
@@ -200,6 +213,24 @@ class RoleHost:
             catalog=self._backend.catalog,
             crew=crew,
             settings=self._backend.settings,
+            clock=self._clock,
+            metrics=self._metrics,
+            on_fatal=self._on_fatal,
+        )
+
+    def _make_maintainer(self, runner: JobRunner | None) -> Maintainer | None:
+        backend = self._backend
+        if runner is None or backend.jobs is None or backend.upkeep is None:
+            return None
+        return Maintainer(
+            instance=self.instance,
+            jobs=backend.jobs,
+            catalog=backend.catalog,
+            upkeep=backend.upkeep,
+            runner=runner,
+            settings=backend.maintainer,
+            maintenance=backend.maintenance,
+            roles=backend.settings,
             clock=self._clock,
             metrics=self._metrics,
             on_fatal=self._on_fatal,

@@ -39,6 +39,7 @@ from actors.handles import (
     create_actor,
     living,
 )
+from actors.job_runner import RayJobRunner
 from actors.publisher import Submitted
 from actors.ray_metrics import RayMetrics
 from actors.role_host import Role, RoleHost
@@ -195,6 +196,9 @@ class RoleActor:
             leases=LeaseManagerHandle(self._settings.handle(Role.LEASE_MANAGER)),
             publisher=PublisherHandle(self._settings.handle(Role.PUBLISHER)),
             crew=crew,
+            runner=RayJobRunner(
+                self._settings, rewrite_memory_bytes=backend.maintenance.rewrite_memory_bytes
+            ),
             metrics=self._metrics,
         )
 

@@ -41,7 +41,7 @@ class RuntimeSettings:
 
         if self.placement == "together":
             return {CORE: ALL_ROLES}
-        single = (Role.SUPERVISOR, Role.LEASE_MANAGER, Role.PUBLISHER)
+        single = (Role.SUPERVISOR, Role.LEASE_MANAGER, Role.PUBLISHER, Role.MAINTENANCE)
         wanted = {role.value: frozenset({role}) for role in single}
         for number in range(self.coordinators):
             wanted[f"{Role.COORDINATOR}-{number}"] = frozenset({Role.COORDINATOR})

@@ -1,10 +1,12 @@
-"""What an operator tunes about the roles, in one frozen object that every role takes."""
+"""What an operator tunes about the roles, in frozen objects that they take."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 from lakebus.errors import ConfigurationError
+from storage.maintenance.jobs import JobKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +24,9 @@ class RoleSettings:
     :param encode_threads: threads that write Parquet in one coordinator.
     :param hold_ttls_max, hold_s_min: how many lease times, and at least how long, a range may be
         worked on before the worker is taken to be stuck, stops renewing and ends its process.
+    :param partitions_per_range_max: a range with more partitions of a table than this becomes one
+        file that mixes them, which compaction cuts later.
+    :param intent_ttl_s: how long the write intents protect the further files of a range.
     :param verdicts_max: entries of one range that may be found bad by trying; more than that says
         that the fault is ours, and the range is returned instead.
     :param publish_commits_max: commits joined in one publish.
@@ -46,6 +51,8 @@ class RoleSettings:
     encode_threads: int = 2
     hold_ttls_max: float = 2.0
     hold_s_min: float = 5.0
+    partitions_per_range_max: int = 16
+    intent_ttl_s: float = 3_600.0
     verdicts_max: int = 16
     publish_commits_max: int = 64
     publish_attempts: int = 8
@@ -70,6 +77,49 @@ class RoleSettings:
         """How long a range with this lease time may be worked on."""
 
         return max(self.hold_s_min, self.hold_ttls_max * ttl_s)
+
+
+@dataclass(frozen=True, slots=True)
+class MaintainerSettings:
+    """When which jobs run. Leases are by the database's clock, pauses by the local one.
+
+    :param enabled: submit the periodic jobs; jobs that somebody asked for run in any case.
+    :param tick_ms: time between two looks at what is due and what is there to run.
+    :param jobs_at_once: jobs that one maintainer has running.
+    :param lease_ttl_s: how long a job stays with a worker that does not renew.
+    :param attempts_max: tries of one job.
+    :param backoff_s, backoff_s_max: pause after a failed try, doubling.
+    :param job_s_max: a job that takes longer is ended and tried again.
+    :param jobs_keep_s: how long the record of an ended job without a key is kept.
+    """
+
+    enabled: bool = True
+    tick_ms: int = 1_000
+    compact_every_s: float = 10.0
+    retain_every_s: float = 600.0
+    collect_every_s: float = 600.0
+    validate_every_s: float = 86_400.0
+    jobs_at_once: int = 1
+    lease_ttl_s: float = 60.0
+    attempts_max: int = 10
+    backoff_s: float = 1.0
+    backoff_s_max: float = 60.0
+    job_s_max: float = 6 * 3_600.0
+    jobs_keep_s: float = 30 * 86_400.0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if field.name != "enabled" and getattr(self, field.name) <= 0:
+                raise ConfigurationError(f"the setting {field.name} must be greater than zero")
+
+    def periods(self) -> Mapping[JobKind, float]:
+        """How often the jobs run that look at everything, however little there is to do."""
+
+        return {
+            JobKind.RETAIN: self.retain_every_s,
+            JobKind.COLLECT: self.collect_every_s,
+            JobKind.VALIDATE: self.validate_every_s,
+        }
 
 
 _MAY_BE_ZERO = frozenset(

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -28,20 +30,25 @@ from lakebus.telemetry import (
 from serve_app.bodies import ByteBudget
 from serve_app.dependencies import Dependencies
 from serve_app.running import QueryDirectory, RunningQueries
+from storage.catalog.interface import Head
 from storage.engine.engine import QueryEngine
 from storage.files.objects import LocalObjectStore
 from storage.ingesting.batches import BatchService
+from storage.ingesting.deletes import DeleteService
 from storage.ingesting.keyring import KeyRing
 from storage.ingesting.quarantine import QuarantineService
 from storage.ingesting.service import IngestService
 from storage.ingesting.table_cache import TableCache
 from storage.ingesting.table_service import TableService
+from storage.maintenance.service import MaintenanceService
 from storage.postgres import PostgresLake
 from storage.reading.barrier import Barrier
 from storage.reading.changes import ChangeReader
 from storage.reading.manifest import Manifest
+from storage.reading.pins import PinKeeper, PinSettings
 from storage.reading.planning import Planner
 from storage.reading.postgres_listener import PostgresHeadListener
+from storage.reading.predicates import PredicateChecker
 from storage.reading.query import QueryService
 from storage.reading.resolve import Resolver
 from storage.reading.watcher import HeadWatcher
@@ -83,6 +90,13 @@ async def open_backend(path: str) -> Backend:
         stack=lake.identity.lake_id.hex,
         settings=components.role_settings(settings),
         tracing=_tracing(settings, "roles"),
+        upkeep=lake.upkeep,
+        inspection=lake.inspection,
+        jobs=lake.jobs,
+        engine=components.job_engine_settings(settings),
+        jobs_dir=components.jobs_dir(settings),
+        maintainer=components.maintainer_settings(settings),
+        maintenance=components.maintenance_settings(settings),
         close=close,
     )
 
@@ -125,8 +139,10 @@ async def all_dependencies(
         api = await _api(stack, reading, metrics=metrics, directory=queries.running)
         yield dataclasses.replace(
             api,
+            ready=queries.ready,
             queries=queries.queries,
             changes=queries.changes,
+            predicates=queries.predicates,
             running=queries.running,
             health=queries.health,
         )
@@ -191,9 +207,19 @@ async def _api(
         tables=TableService(
             catalog=lake.catalog, barrier=reading.barrier, tables=tables, keys=lake.keys
         ),
+        deletes=DeleteService(
+            jobs=lake.jobs,
+            tables=tables,
+            resolver=reading.resolver,
+            codec=lake.codec,
+            keys=lake.keys,
+        ),
         batches=BatchService(bus=lake.bus, watcher=reading.watcher),
         quarantine=QuarantineService(
             bus=lake.bus, catalog=lake.catalog, keys=lake.keys, settings=ingesting
+        ),
+        maintenance=MaintenanceService(
+            jobs=lake.jobs, upkeep=lake.upkeep, catalog=lake.catalog, keys=lake.keys
         ),
         directory=directory,
         status=status,
@@ -206,8 +232,11 @@ async def _query(stack: AsyncExitStack, reading: _Reading, *, metrics: Metrics) 
     await engine.start()
     stack.push_async_callback(engine.stop)
     planner = Planner(reading.store)
+    pins = await _open_pins(stack, reading)
+    shared = _shared(reading, metrics=metrics, service="query")
     return dataclasses.replace(
-        _shared(reading, metrics=metrics, service="query"),
+        shared,
+        ready={**shared.ready, "pins": pins.check},
         health={"engine": engine.ping},
         queries=QueryService(
             resolver=reading.resolver,
@@ -215,6 +244,7 @@ async def _query(stack: AsyncExitStack, reading: _Reading, *, metrics: Metrics) 
             planner=planner,
             engine=engine,
             codec=lake.codec,
+            pins=pins,
             limits=components.query_limits(settings),
         ),
         changes=ChangeReader(
@@ -223,9 +253,27 @@ async def _query(stack: AsyncExitStack, reading: _Reading, *, metrics: Metrics) 
             manifest=reading.manifest,
             planner=planner,
             engine=engine,
+            pins=pins,
         ),
+        predicates=PredicateChecker(engine),
         running=RunningQueries(),
     )
+
+
+async def _open_pins(stack: AsyncExitStack, reading: _Reading) -> PinKeeper:
+    """The claim of this process on the files it reads. Queries wait for the first grant."""
+
+    settings, watcher = PinSettings(), reading.watcher
+
+    async def head() -> Head:
+        known = watcher.head_within(settings.renew_s)
+        return await watcher.fresh_head() if known is None else known
+
+    note = f"queries of process {os.getpid()} on {socket.gethostname()}"
+    pins = PinKeeper(upkeep=reading.lake.upkeep, head=head, settings=settings, note=note)
+    pins.start()
+    stack.push_async_callback(pins.stop)
+    return pins
 
 
 def _shared(reading: _Reading, *, metrics: Metrics, service: str) -> Dependencies:

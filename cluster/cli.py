@@ -1,7 +1,8 @@
 """The commands: `lakebus up`, `down`, `status`, `logs`, `doctor`, `migrate`, `config`, `keys`,
 `history`, `demo`.
 
-`ingest` and `query` are in `cluster/client_commands.py`.
+`ingest` and `query` are in `cluster/client_commands.py`, `delete` in `cluster/delete_command.py`,
+`maintain`, `jobs` and `tags` in `cluster/maintain_command.py`.
 """
 
 from __future__ import annotations
@@ -23,8 +24,11 @@ from cluster import history_command
 from cluster import logs as logs_module
 from cluster import status as status_module
 from cluster.client_commands import ingest, query
+from cluster.delete_command import delete
 from cluster.down import take_down
 from cluster.keys_command import create_key
+from cluster.maintain_command import jobs, maintain, tags
+from cluster.repair_command import repair
 from lakebus.errors import LakebusError
 from lakebus.settings import Settings
 from lakebus.settings_table import PROFILES
@@ -276,3 +280,9 @@ def version() -> int:
 
 cli.add_command(ingest)
 cli.add_command(query)
+cli.add_command(delete)
+cli.add_command(maintain)
+cli.add_command(jobs)
+cli.add_command(tags)
+stack_options(repair)
+cli.add_command(repair)

@@ -6,12 +6,13 @@ file and makes what it needs. Settings stay here: each component is handed its o
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import tempfile
 from pathlib import Path
 
-from actors.settings import RoleSettings
+from actors.settings import MaintainerSettings, RoleSettings
 from cluster import migrate
 from cluster.private_files import write_private
 from lakebus.errors import ConfigurationError
@@ -21,6 +22,7 @@ from storage.bus.settings import BusSettings
 from storage.engine.settings import EngineSettings
 from storage.files.objects import LocalObjectStore
 from storage.ingesting.requests import IngestSettings
+from storage.maintenance.settings import MaintenanceSettings
 from storage.postgres import PostgresLake
 from storage.postgres.pool import PoolSettings
 from storage.reading.query import QueryLimits
@@ -74,11 +76,59 @@ def role_settings(settings: Settings) -> RoleSettings:
         claim_poll_ms=settings.bus.claim_poll_ms,
         linger_ms=settings.publish.linger_ms,
         ranges_in_flight=settings.publish.stage_ahead + 1,
+        intent_ttl_s=settings.bus.intent_ttl_s,
         publish_commits_max=settings.publish.commits_max,
         backoff_ms=settings.actors.publish_retry_ms,
         supervisor_tick_ms=settings.actors.supervisor_tick_ms,
         tick_age_s_max=settings.actors.stall_s,
     )
+
+
+def maintainer_settings(settings: Settings) -> MaintainerSettings:
+    """When jobs run."""
+
+    upkeep = settings.maintenance
+    return MaintainerSettings(
+        enabled=upkeep.enabled,
+        tick_ms=settings.actors.supervisor_tick_ms,
+        compact_every_s=upkeep.compact_every_s,
+        retain_every_s=upkeep.retain_every_s,
+        collect_every_s=upkeep.collect_every_s,
+        validate_every_s=upkeep.validate_every_s,
+        jobs_at_once=upkeep.jobs_at_once,
+        lease_ttl_s=upkeep.job_lease_s,
+        attempts_max=upkeep.job_attempts_max,
+    )
+
+
+def maintenance_settings(settings: Settings) -> MaintenanceSettings:
+    """What jobs do."""
+
+    upkeep = settings.maintenance
+    return MaintenanceSettings(
+        target_file_bytes=upkeep.target_file_bytes,
+        small_file_bytes=upkeep.small_file_bytes,
+        small_files_max=upkeep.small_files_max,
+        inputs_min=upkeep.compact_inputs_min,
+        inputs_max=upkeep.compact_inputs_max,
+        input_bytes_max=upkeep.compact_input_bytes_max,
+        rewrite_memory_bytes=upkeep.rewrite_memory_bytes,
+        rewrite_threads=upkeep.rewrite_threads,
+        snapshot_keep_s=upkeep.snapshot_keep_hours * 3600,
+        snapshot_keep_count=upkeep.snapshot_keep_count,
+        safety_window_s=upkeep.safety_window_s,
+        orphan_window_s=upkeep.orphan_window_hours * 3600,
+        intent_ttl_s=settings.bus.intent_ttl_s,
+        deletes_max=upkeep.deletes_max,
+        expire_max=upkeep.expire_max,
+        sample_files=upkeep.sample_files,
+    )
+
+
+def jobs_dir(settings: Settings) -> Path:
+    """Where jobs have their folders."""
+
+    return Path(settings.data_dir).resolve() / "jobs"
 
 
 def ingest_settings(settings: Settings) -> IngestSettings:
@@ -124,12 +174,28 @@ def objects_dir(settings: Settings) -> Path:
 def engine_settings(settings: Settings) -> EngineSettings:
     """Each replica spills into a folder of its own, made anew at its start."""
 
-    query = settings.query
     parent = Path(settings.data_dir).resolve() / "spill"
     parent.mkdir(mode=0o700, exist_ok=True)
+    return _engine_settings(settings, tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=parent))
+
+
+def job_engine_settings(settings: Settings) -> EngineSettings:
+    """The caged engine of one job: it spills into the job's folder, which replaces the one named
+    here, and is as small as the job."""
+
+    return dataclasses.replace(
+        _engine_settings(settings, str(jobs_dir(settings))),
+        memory_limit_bytes=settings.maintenance.rewrite_memory_bytes,
+        threads=settings.maintenance.rewrite_threads,
+        spare=False,
+    )
+
+
+def _engine_settings(settings: Settings, temp_directory: str) -> EngineSettings:
+    query = settings.query
     return EngineSettings(
         allowed_directory=str(objects_dir(settings)),
-        temp_directory=tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=parent),
+        temp_directory=temp_directory,
         memory_limit_bytes=query.memory_limit_bytes,
         address_space_bytes=query.address_space_bytes,
         threads=query.threads,

@@ -14,10 +14,14 @@ import asyncpg
 
 from cluster.embedded_postgres import EmbeddedPostgres
 from cluster.leftovers import leftovers
+from cluster.maintain_command import job_words
 from cluster.stack import answers
 from cluster.stack_files import StackFiles
+from lakebus.client import connect
+from lakebus.errors import LakebusError
 from lakebus.settings import Settings
 
+_JOBS_SHOWN, _ASK_S = 3, 3.0
 RUNNING, BROKEN, STOPPED = 0, 1, 3
 """Exit codes, as init scripts have them: running, running badly, not running."""
 
@@ -36,6 +40,7 @@ class StackStatus:
     http: str = "unknown"
     restarts: int = 0
     memory_bytes: int | None = None
+    last_jobs: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -61,6 +66,7 @@ class StackStatus:
             ]
         if self.memory_bytes:
             lines.append(f"memory     {self.memory_bytes // 2**20} MiB (proportional)")
+        lines += [f"job        {job}" for job in self.last_jobs]
         return lines + [f"problem    {problem}" for problem in self.problems]
 
 
@@ -103,6 +109,7 @@ async def status(settings: Settings) -> StackStatus:
             _memory_bytes,
             [state.supervisor.pid, *(one.pid for one in living), *([server.pid] if server else [])],
         ),
+        last_jobs=await asyncio.to_thread(_last_jobs, files) if http == "ready" else [],
         problems=problems,
     )
 
@@ -130,6 +137,18 @@ async def _http_words(url: str, problems: list[str]) -> str:
         return "ready"
     problems.append(f"{url}/readyz is not ready: {said}")
     return "not ready"
+
+
+def _last_jobs(files: StackFiles) -> list[str]:
+    """The newest jobs of maintenance, where the stack's own key lets us ask."""
+    found = files.connection()
+    if found is None:
+        return []
+    try:
+        with connect(found["url"], found["api_key"], timeout_s=_ASK_S) as client:
+            return [job_words(job) for job in client.jobs(limit=_JOBS_SHOWN)]
+    except LakebusError:  # the rest of the answer says what is wrong
+        return []
 
 
 def _memory_bytes(pids: list[int]) -> int | None:

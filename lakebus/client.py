@@ -20,14 +20,17 @@ from __future__ import annotations
 import datetime as dt
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote, urlencode
 
 from lakebus import errors
+from lakebus.client_admin import Administration
 from lakebus.client_async import AsyncClient
 from lakebus.client_forms import (
     ARROW,
     JSON,
+    change_document,
+    deleted_of,
     document_of,
     encode_rows,
     error_of,
@@ -35,11 +38,12 @@ from lakebus.client_forms import (
     milliseconds,
     pause_after_s,
     receipt_of,
+    retention_document,
     unreached,
     write_headers,
 )
 from lakebus.client_http import Connections, Exchange, TransportFailed
-from lakebus.client_results import After, Changes, Result, Sent, tokens_of
+from lakebus.client_results import After, Changes, Deleted, Result, Sent, tokens_of
 from lakebus.clock import format_time, parse_time
 
 if TYPE_CHECKING:
@@ -65,7 +69,7 @@ def connect_async(url: str, api_key: str, *, timeout_s: float = TIMEOUT_S) -> As
     return AsyncClient(Client(url, api_key, timeout_s=timeout_s))
 
 
-class Client:
+class Client(Administration):
     """See the module. `timeout_s` is the budget of one call, retries included."""
 
     def __init__(self, url: str, api_key: str, *, timeout_s: float = TIMEOUT_S) -> None:
@@ -91,10 +95,12 @@ class Client:
         *,
         partition_by: Sequence[str] = (),
         sort_by: Sequence[str] = (),
+        keep_rows: tuple[str, str] | None = None,
         if_not_exists: bool = False,
     ) -> dict[str, Any]:
-        """`columns`: name → type, or objects as in the HTTP API. Raises TableExists,
-        SchemaInvalid."""
+        """`columns`: name → type, or objects as in the HTTP API. `partition_by`: like `day(ts)`,
+        `bucket(16, id)`; `sort_by`: columns, or `zorder(a, b)`; `keep_rows`: a time column and how
+        long, like `("ts", "90 days")`. Raises TableExists, SchemaInvalid."""
 
         if isinstance(columns, Mapping):
             columns = [{"name": column, "type": kind} for column, kind in columns.items()]
@@ -103,9 +109,46 @@ class Client:
             "columns": list(columns),
             "partition_by": list(partition_by),
             "sort_by": list(sort_by),
+            "retention": retention_document(keep_rows),
             "if_not_exists": if_not_exists,
         }
         return self._write("POST", "/v1/tables", document)
+
+    def alter_table(
+        self,
+        name: str,
+        *,
+        drop_columns: Sequence[str] = (),
+        rename_columns: Mapping[str, str] | None = None,
+        widen_columns: Mapping[str, str] | None = None,
+        relax_columns: Sequence[str] = (),
+        add_columns: Mapping[str, str] | None = None,
+        partition_by: Sequence[str] | None = None,
+        sort_by: Sequence[str] | None = None,
+        keep_rows: tuple[str, str] | Literal["forever"] | None = None,
+        schema_version: int | None = None,
+    ) -> dict[str, Any]:
+        """Changes a table; what is None stays. `add_columns` and `widen_columns`: name → type. An
+        empty `partition_by` or `sort_by` removes it, and so does `keep_rows="forever"`.
+
+        With `schema_version` only a table at that version is changed. Raises SchemaChangeInvalid,
+        SchemaInvalid, SchemaVersionMismatch, TableNotFound; the first and third also when a reply
+        was lost and the change had been made, so look at the table then.
+        """
+
+        document = change_document(
+            dropped=drop_columns,
+            renamed=rename_columns,
+            widened=widen_columns,
+            relaxed=relax_columns,
+            added=add_columns,
+            partition_by=partition_by,
+            sort_by=sort_by,
+            keep_rows=keep_rows,
+        )
+        expected = {} if schema_version is None else {"if-match": str(schema_version)}
+        path = f"/v1/tables/{quote(name, safe='')}"
+        return self._write("PATCH", path, document, headers=expected)
 
     def drop_table(self, name: str) -> dict[str, Any]:
         """Raises TableNotFound."""
@@ -164,6 +207,52 @@ class Client:
 
         query = {"timeout_ms": str(round(wait_s * 1000))}
         return self._read("GET", f"/v1/batches/{quote(batch_id, safe='')}", query)
+
+    # --- rows deleted -----------------------------------------------------------------------
+
+    def delete(
+        self,
+        table: str,
+        where: str,
+        parameters: Sequence[Any] | Mapping[str, Any] | None = None,
+        *,
+        after: After = None,
+        key: str | None = None,
+        dry_run: bool = False,
+        timeout_s: float | None = None,
+    ) -> Deleted:
+        """Deletes the rows for which `where` is true, of one snapshot that covers `after`.
+
+        Waits for the end; when the time is up before it, `done` is False and the delete goes on:
+        ask `deletion` about it. `dry_run` counts and deletes nothing. Raises SqlError,
+        StatementNotAllowed, TableNotFound, IdempotencyConflict, VisibilityTimeout.
+        """
+
+        budget_s = self._timeout_s if timeout_s is None else timeout_s
+        document: dict[str, Any] = {
+            "where": where,
+            "parameters": parameters,
+            "timeout_ms": milliseconds(budget_s),
+            "dry_run": dry_run,
+        }
+        if after is not None:
+            document["min_visibility_token"] = tokens_of(after)
+        answer = self._call(
+            "POST",
+            f"/v1/tables/{quote(table, safe='')}/delete",
+            body=json_text({name: v for name, v in document.items() if v is not None}),
+            headers={"content-type": JSON, **write_headers(key)},
+            timeout_s=budget_s,
+        )
+        return deleted_of(document_of(answer))
+
+    def deletion(self, table: str, job_id: str, *, wait_s: float = 0.0) -> Deleted:
+        """What became of a delete; waits up to `wait_s` for its end. Raises JobNotFound, and the
+        error of a delete that failed."""
+
+        query = {"timeout_ms": str(round(wait_s * 1000))}
+        path = f"/v1/tables/{quote(table, safe='')}/deletes/{quote(job_id, safe='')}"
+        return deleted_of(self._read("GET", path, query))
 
     # --- answers out ------------------------------------------------------------------------
 
@@ -348,8 +437,10 @@ class Client:
             timeout_s=budget_s,
         )
 
-    def _write(self, method: str, path: str, document: object) -> dict[str, Any]:
-        headers = write_headers(None)
+    def _write(
+        self, method: str, path: str, document: object, *, headers: Mapping[str, str] | None = None
+    ) -> dict[str, Any]:
+        headers = write_headers(None) | dict(headers or {})
         body = b""
         if document is not None:
             headers["content-type"], body = JSON, json_text(document)

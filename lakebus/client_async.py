@@ -22,16 +22,25 @@ class AsyncClient:
     def __init__(self, client: Client) -> None:
         self._client = client
         self.create_table = _awaitable(client.create_table)
+        self.alter_table = _awaitable(client.alter_table)
         self.drop_table = _awaitable(client.drop_table)
         self.tables = _awaitable(client.tables)
         self.table = _awaitable(client.table)
         self.ingest = _awaitable(client.ingest)
         self.ingest_tables = _awaitable(client.ingest_tables)
         self.batch = _awaitable(client.batch)
+        self.delete = _awaitable(client.delete)
+        self.deletion = _awaitable(client.deletion)
         self.query = _awaitable(client.query)
         self.query_arrow = _awaitable(client.query_arrow)
         self.changes_page = _awaitable(client.changes_page)
         self.wait_visible = _awaitable(client.wait_visible)
+        self.maintain = _awaitable(client.maintain)
+        self.jobs = _awaitable(client.jobs)
+        self.job = _awaitable(client.job)
+        self.tag = _awaitable(client.tag)
+        self.tags = _awaitable(client.tags)
+        self.drop_tag = _awaitable(client.drop_tag)
 
     async def __aenter__(self) -> AsyncClient:
         return self

@@ -9,11 +9,12 @@ import json
 import math
 import random
 import uuid
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 from lakebus import errors
 from lakebus.client_http import Exchange, TransportFailed
+from lakebus.client_results import Deleted
 from lakebus.clock import format_time, parse_time
 from lakebus.receipts import Receipt
 
@@ -76,6 +77,43 @@ def write_headers(key: str | None) -> dict[str, str]:
     }
 
 
+def retention_document(keep_rows: tuple[str, str] | None) -> dict[str, Any] | None:
+    if keep_rows is None:
+        return None
+    column, duration = keep_rows
+    return {"rows": {"column": column, "for": duration}}
+
+
+def change_document(
+    *,
+    dropped: Sequence[str],
+    renamed: Mapping[str, str] | None,
+    widened: Mapping[str, str] | None,
+    relaxed: Sequence[str],
+    added: Mapping[str, str] | None,
+    partition_by: Sequence[str] | None,
+    sort_by: Sequence[str] | None,
+    keep_rows: tuple[str, str] | Literal["forever"] | None,
+) -> dict[str, Any]:
+    """The body of a change of a table; what is None is left out, and so stays as it is."""
+
+    document: dict[str, Any] = {
+        "drop_columns": list(dropped),
+        "rename_columns": dict(renamed or {}),
+        "widen_columns": dict(widened or {}),
+        "relax_columns": list(relaxed),
+        "add_columns": [{"name": name, "type": kind} for name, kind in (added or {}).items()],
+    }
+    if partition_by is not None:
+        document["partition_by"] = list(partition_by)
+    if sort_by is not None:
+        document["sort_by"] = list(sort_by)
+    if keep_rows is not None:
+        kept = None if isinstance(keep_rows, str) else retention_document(keep_rows)
+        document["retention"] = kept
+    return document
+
+
 def milliseconds(seconds: float) -> int:
     return min(100_000, max(1, round(seconds * 1000)))
 
@@ -91,6 +129,26 @@ def document_of(answer: Exchange) -> dict[str, Any]:
 def receipt_of(document: Mapping[str, Any]) -> Receipt:
     times = ("accepted_at", "idempotency_expires_at")
     return Receipt(**{**document, **{name: parse_time(document[name]) for name in times}})
+
+
+def deleted_of(document: Mapping[str, Any]) -> Deleted:
+    """Raises the error of a delete that failed."""
+
+    failure = document.get("error")
+    if document["state"] == "failed":
+        said = failure or {}
+        kind = _BY_CODE.get(said.get("code", ""), errors.Fault)
+        raise kind(said.get("detail", "the delete failed"), job_id=document["job_id"])
+    return Deleted(
+        job_id=document["job_id"],
+        done=document["state"] == "done",
+        replayed=document["replayed"],
+        dry_run=document["dry_run"],
+        snapshot_id=document["snapshot_id"],
+        evaluated_at_snapshot_id=document["evaluated_at_snapshot_id"],
+        rows=document["deleted_rows"],
+        token=document["visibility_token"],
+    )
 
 
 #: Depth first: a class comes after the group whose code it shares, and stays.

@@ -67,10 +67,33 @@ class Changes:
         return [dict(zip(names, row, strict=True)) for row in self.rows]
 
 
+@dataclass(frozen=True, slots=True)
+class Deleted:
+    """The answer to a delete (contract E7). Until it is `done` the numbers and `token` are None.
+
+    `snapshot_id` took the rows away; when no row matched, and as a dry run, it is the snapshot
+    that was looked at, like `evaluated_at_snapshot_id` always.
+    """
+
+    job_id: str
+    done: bool
+    replayed: bool
+    dry_run: bool
+    snapshot_id: int | None
+    evaluated_at_snapshot_id: int | None
+    rows: int | None
+    token: str | None
+
+
+#: An answer that carries a token, or the token itself.
+_Carrier = str | Sent | Result | Deleted
 #: What a query is to see: tokens, or answers that carry one.
-After = str | Sent | Result | Sequence[str | Sent | Result] | None
+After = _Carrier | Sequence[_Carrier] | None
 
 
 def tokens_of(after: After) -> list[str]:
-    items = [after] if isinstance(after, (str, Sent, Result)) else list(after or ())
-    return [item if isinstance(item, str) else item.token for item in items]
+    items = [after] if isinstance(after, (str, Sent, Result, Deleted)) else list(after or ())
+    tokens = [item if isinstance(item, str) else item.token for item in items]
+    if None in tokens:
+        raise ValueError("a delete that is not done carries no token yet: wait for its end")
+    return [token for token in tokens if token is not None]

@@ -33,6 +33,7 @@ from lakebus.settings_table import (
     FilesSettings,
     HttpSettings,
     LogSettings,
+    MaintenanceSettings,
     PostgresSettings,
     Profile,
     PublishSettings,
@@ -69,6 +70,7 @@ class Settings(BaseSettings):
     query: QuerySettings = QuerySettings()
     http: HttpSettings = HttpSettings()
     actors: ActorsSettings = ActorsSettings()
+    maintenance: MaintenanceSettings = MaintenanceSettings()
     ray: RaySettings = RaySettings()
     log: LogSettings = LogSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
@@ -157,6 +159,15 @@ class Settings(BaseSettings):
             problems.append("http.query_replicas_min must not exceed http.query_replicas_max")
         if self.postgres.dsn is None and not self.postgres.embedded:
             problems.append("postgres.dsn must be given, because postgres.embedded is off")
+        upkeep = self.maintenance
+        if upkeep.small_file_bytes > upkeep.target_file_bytes:
+            problems.append(
+                "maintenance.small_file_bytes must not exceed maintenance.target_file_bytes"
+            )
+        if upkeep.compact_inputs_min > upkeep.small_files_max:
+            problems.append(
+                "maintenance.compact_inputs_min must not exceed maintenance.small_files_max"
+            )
         if problems:
             raise ConfigurationError("Wrong settings: " + "; ".join(problems) + ".")
 

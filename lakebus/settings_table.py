@@ -248,6 +248,74 @@ class ActorsSettings(Section):
     )
 
 
+class MaintenanceSettings(Section):
+    """Compaction, retention, collection of files nobody needs, validation."""
+
+    enabled: bool = setting(
+        True, "Run the periodic jobs; without them only those that somebody asks for."
+    )
+    compact_every_s: float = setting(
+        10.0,
+        "How often small files are merged, when there are enough; a table over its bound sooner.",
+        gt=0,
+        le=86_400,
+        test=1.0,
+    )
+    retain_every_s: float = setting(
+        600.0, "How often old rows and snapshots are ended.", gt=0, le=604_800, test=5.0
+    )
+    collect_every_s: float = setting(
+        600.0, "How often files that nobody needs are deleted.", gt=0, le=604_800, test=5.0
+    )
+    validate_every_s: float = setting(
+        86_400.0, "How often the lake is checked.", gt=0, le=31_536_000
+    )
+    target_file_bytes: int = setting(
+        128 * _MIB, "Size of the files that compaction makes.", ge=1 * _MIB, le=4 * _GIB
+    )
+    small_file_bytes: int = setting(
+        8 * _MIB, "Files below this size are merged.", ge=4 * _KIB, le=1 * _GIB
+    )
+    small_files_max: int = setting(
+        64, "Small files that a table may keep; beyond it compaction hurries.", ge=2, le=100_000
+    )
+    compact_inputs_min: int = setting(
+        8, "Fewer files of about one size are not worth a rewrite.", ge=2, le=10_000
+    )
+    compact_inputs_max: int = setting(2_000, "Files of one rewrite.", ge=2, le=100_000)
+    compact_input_bytes_max: int = setting(
+        1 * _GIB, "Bytes of the files of one rewrite.", ge=1 * _MIB, le=64 * _GIB
+    )
+    rewrite_memory_bytes: int = setting(
+        512 * _MIB, "Memory of one rewrite; beyond it the sort spills.", ge=64 * _MIB, le=64 * _GIB
+    )
+    rewrite_threads: int = setting(1, "Threads of one rewrite.", ge=1, le=64)
+    snapshot_keep_hours: float = setting(
+        168.0, "Younger snapshots stay readable.", gt=0, le=876_000
+    )
+    snapshot_keep_count: int = setting(
+        1_000, "The newest so many snapshots stay readable, however old.", ge=1, le=100_000_000
+    )
+    safety_window_s: float = setting(
+        3_600.0, "How long a file stays condemned before it is deleted.", gt=0, le=31_536_000
+    )
+    orphan_window_hours: float = setting(
+        24.0, "How long after its write intent a file nobody refers to is kept.", gt=0, le=8_760
+    )
+    deletes_max: int = setting(10_000, "Files that one collection deletes.", ge=1, le=10_000_000)
+    expire_max: int = setting(
+        100_000, "Snapshots that one retention job ends.", ge=1, le=100_000_000
+    )
+    sample_files: int = setting(
+        200, "Data files whose contents the periodic validation reads.", ge=0, le=10_000_000
+    )
+    jobs_at_once: int = setting(1, "Jobs that run at a time.", ge=1, le=64)
+    job_lease_s: float = setting(
+        60.0, "How long a job stays with a worker that died.", ge=1, le=86_400, test=5.0
+    )
+    job_attempts_max: int = setting(10, "Tries of one job.", ge=1, le=1_000)
+
+
 class RaySettings(Section):
     """The runtime that places and restarts our processes."""
 

@@ -55,6 +55,7 @@ class Metric:
 
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_JOB_SECONDS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
 _COUNTS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 _C, _G, _H = MetricKind.COUNTER, MetricKind.GAUGE, MetricKind.HISTOGRAM
 
@@ -99,11 +100,27 @@ METRICS: tuple[Metric, ...] = (
     Metric("lakebus_purged_segments_total", _C, "Segment tables emptied by the purge"),
     Metric("lakebus_purge_refused_total", _C, "Purges that gave up waiting for a lock"),
     Metric("lakebus_drops_finished_total", _C, "Begun table drops that were finished here"),
+    Metric("lakebus_validations_total", _C, "Validations that came to their end"),
+    Metric(
+        "lakebus_validation_findings_total",
+        _C,
+        "What validations found: error, warning or info",
+        ("severity",),
+    ),
     Metric("lakebus_hints_sent_total", _C, "Wake-up hints sent to coordinators"),
     Metric("lakebus_hints_received_total", _C, "Wake-up hints received"),
     Metric("lakebus_role_failures_total", _C, "Failed turns of a role's loop", ("role",)),
     Metric("lakebus_role_replaced_total", _C, "Roles started or replaced", ("role", "reason")),
     Metric("lakebus_role_tick_age_seconds", _G, "Time since a role last turned", ("role",)),
+    Metric("lakebus_jobs_running_count", _G, "Maintenance jobs that run now"),
+    Metric(
+        "lakebus_jobs_ended_total",
+        _C,
+        "Runs of maintenance jobs by how they ended: done, failed, given_back, lease_lost, "
+        "not_recorded",
+        ("kind", "outcome"),
+    ),
+    Metric("lakebus_job_seconds", _H, "One run of a maintenance job", ("kind",), _JOB_SECONDS),
 )
 _BY_NAME: Mapping[str, Metric] = {metric.name: metric for metric in METRICS}
 

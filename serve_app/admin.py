@@ -20,6 +20,7 @@ from serve_app.calls import (
     time_text,
 )
 from serve_app.dependencies import Dependencies, present
+from serve_app.maintenance import last_jobs
 from storage.bus.interface import QuarantineItem
 from storage.ingesting.grants import ApiKey, grants_as_json, grants_from_json
 from storage.ingesting.quarantine import FixedRows
@@ -63,6 +64,7 @@ async def get_status(call: Call, parameters: Parameters, app: Dependencies) -> A
         ],
         "ingest": {"held_bytes": app.budget.held_bytes},
     }
+    document |= await last_jobs(call, app)
     if app.status is not None:
         document |= await app.status()
     return Answer(document)

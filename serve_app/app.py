@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from serve_app import admin, changes, health, ingest, query, snapshots, tables
+from serve_app import admin, changes, deletes, health, ingest, maintenance, query, snapshots, tables
 from serve_app.accept import SUPPORTED as RESULT_TYPES
 from serve_app.dependencies import Dependencies
 from serve_app.openapi import describe, docs_handler, openapi_handler
@@ -25,8 +25,10 @@ _DOCUMENT = (JSON,)
 _R = Route
 _BATCHES, _SNAPSHOT = "/v1/batches/{batch_id}", "/v1/snapshots/{snapshot_id}"
 _TABLES, _TABLE = "/v1/tables", "/v1/tables/{table}"
+_DELETE = "/v1/tables/{table}/delete"
 _KEYS, _QUARANTINE = "/v1/admin/keys", "/v1/admin/quarantine"
 _QUARANTINED = "/v1/admin/quarantine/{quarantine_id}"
+_JOBS, _TAGS = "/v1/admin/jobs", "/v1/admin/tags"
 _MADE = {201: "Made", 200: "It was there already"}
 
 # fmt: off
@@ -44,6 +46,10 @@ API_ROUTES: tuple[Route, ...] = (
        _DOCUMENT),
     _R("DELETE", _TABLE, tables.delete_table, "Drop a table", ("timeout_ms",), "create",
        answers={200: "Dropped", 202: "Closed; dropped once what was accepted is published"}),
+    _R("POST", _DELETE, deletes.post_delete, "Delete rows", (), "ingest and query", _DOCUMENT,
+       {200: "Deleted", 202: "The time was up; the delete goes on"}),
+    _R("GET", _DELETE + "s/{job_id}", deletes.get_delete, "What became of a delete of one's own",
+       ("timeout_ms",), "ingest and query"),
     _R("GET", "/v1/tables/{table}/files", tables.get_files, "The data files of a table",
        ("snapshot", *_WAIT), "query"),
     _R("GET", "/v1/tables/{table}/changes", changes.get_changes,
@@ -67,6 +73,17 @@ API_ROUTES: tuple[Route, ...] = (
     _R("POST", _QUARANTINED + "/replay", admin.replay_quarantined, "Send again, fixed or as it is",
        ("timeout_ms",), "admin", answers={202: "The rows are durable"}),
     _R("DELETE", _QUARANTINED, admin.delete_quarantined, "Forget for good", (), "admin"),
+    _R("POST", "/v1/admin/maintenance/{kind}", maintenance.post_maintenance,
+       "Run compact, retain, collect or validate now", maintenance.MAINTENANCE_PARAMETERS, "admin",
+       answers={202: "The job", 200: "The job, which has ended within timeout_ms"}),
+    _R("GET", _JOBS, maintenance.get_jobs, "Jobs of maintenance, newest first",
+       maintenance.JOBS_PARAMETERS, "admin"),
+    _R("GET", _JOBS + "/{job_id}", maintenance.get_job, "What a job did, or would do",
+       ("timeout_ms",), "admin"),
+    _R("POST", _TAGS, maintenance.post_tag, "Keep a snapshot for ever", (), "admin", _DOCUMENT,
+       {201: "Made, or there already"}),
+    _R("GET", _TAGS, maintenance.get_tags, "Tags, by name", (), "admin"),
+    _R("DELETE", _TAGS + "/{name}", maintenance.delete_tag, "Drop a tag", (), "admin"),
     _R("GET", "/v1/admin/audit", admin.get_audit, "Who did what, when", _PAGE, "admin"),
     _R("GET", "/healthz", health.get_healthz, "The process lives", open=True),
     _R("GET", "/readyz", health.get_readyz, "Catalog, bus and object store answer", open=True),

@@ -18,12 +18,15 @@ from serve_app.running import QueryDirectory, RunningQueries
 from storage.bus.interface import IngestBus
 from storage.catalog.interface import Catalog
 from storage.ingesting.batches import BatchService
+from storage.ingesting.deletes import DeleteService
 from storage.ingesting.keyring import KeyRing
 from storage.ingesting.quarantine import QuarantineService
 from storage.ingesting.service import IngestService
 from storage.ingesting.table_service import TableService
+from storage.maintenance.service import MaintenanceService
 from storage.reading.changes import Changes
 from storage.reading.manifest import Manifest
+from storage.reading.predicates import Predicates
 from storage.reading.query import QueryService
 from storage.reading.resolve import Resolver
 
@@ -67,8 +70,11 @@ class Dependencies:
     tables: TableService | None = None
     batches: BatchService | None = None
     quarantine: QuarantineService | None = None
+    maintenance: MaintenanceService | None = None
     queries: QueryService | None = None
     changes: Changes | None = None
+    deletes: DeleteService | None = None
+    predicates: Predicates | None = None
     running: RunningQueries = field(default_factory=RunningQueries)
     directory: QueryDirectory | None = None
     status: StatusSource | None = None

@@ -34,6 +34,7 @@ from serve_app.progress import ProgressLimits, assert_progress
 from serve_app.replica_ports import keep_replica_ports_on_loopback
 from serve_app.routing import HttpApplication
 from storage.reading.changes import ChangesPage, ChangesRequest
+from storage.reading.predicates import PredicateRequest
 
 API, QUERY = "api", "query"
 QUERY_PREFIX = "/v1/query"
@@ -122,7 +123,12 @@ class ApiReplica(_Replica):
     make = staticmethod(create_api_app)
 
     def _adapted(self, opened: Dependencies) -> Dependencies:
-        return dataclasses.replace(opened, directory=ReplicaQueries(), changes=ReplicaChanges())
+        return dataclasses.replace(
+            opened,
+            directory=ReplicaQueries(),
+            changes=ReplicaChanges(),
+            predicates=ReplicaPredicates(),
+        )
 
 
 class QueryReplica(_Replica):
@@ -150,6 +156,38 @@ class QueryReplica(_Replica):
             return await dependencies.changes.page(request)
         except LakebusError as error:
             return error
+
+    async def check_predicate(self, request: PredicateRequest) -> LakebusError | None:
+        """Judges a delete's predicate; typed errors are answers."""
+
+        dependencies = self._dependencies()
+        if dependencies is None or dependencies.predicates is None:
+            return Unavailable("the query replica is starting; try again", retry_after_s=1.0)
+        try:
+            await dependencies.predicates.check(request)
+        except LakebusError as error:
+            return error
+        return None
+
+
+class ReplicaPredicates:
+    """Asks a query replica to judge a predicate, because `api` has no SQL engine."""
+
+    def __init__(self) -> None:
+        self._handle: Any = None
+
+    async def check(self, request: PredicateRequest) -> None:
+        """Raises what the replica's check raises, and Unavailable."""
+
+        try:
+            if self._handle is None:
+                self._handle = serve.get_deployment_handle(QUERY, QUERY)
+            async with asyncio.timeout(request.timeout_ms / 1000 + _BROADCAST_S):
+                found = await self._handle.check_predicate.remote(request)
+        except (RayServeException, RayError, TimeoutError) as error:
+            raise Unavailable("the query replicas do not answer; try again") from error
+        if found is not None:
+            raise cast(LakebusError, found)
 
 
 class ReplicaChanges:

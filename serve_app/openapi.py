@@ -16,6 +16,7 @@ from serve_app.calls import TIMEOUT_MS_DEFAULT, TIMEOUT_MS_MAX, Answer, Call, Pa
 from serve_app.dependencies import Dependencies
 from serve_app.problems import STATUS
 from serve_app.routing import Handler, Route
+from storage.maintenance.jobs import JobKind
 
 _INTEGER: dict[str, object] = {"type": "integer", "minimum": 0}
 _TEXT: dict[str, object] = {"type": "string"}
@@ -45,7 +46,13 @@ PARAMETERS: dict[str, tuple[dict[str, object], str]] = {
     "max_staleness_ms": (_INTEGER, "How old the newest snapshot may be"),
     "deterministic": (_BOOLEAN, "One thread, rows in stored order"),
     "limit": ({"type": "integer", "minimum": 1, "maximum": 1000, "default": 100}, "At most"),
-    "before": (_INTEGER, "Only what has a lower id"),
+    "before": (
+        {"oneOf": [_INTEGER, {"type": "string", "format": "uuid"}]},
+        "Only what has a lower id; of jobs, those made before the job of this id",
+    ),
+    "kind": ({"type": "string", "enum": [*JobKind]}, "Only jobs of this kind"),
+    "table": (_TEXT, "Only this table"),
+    "dry_run": (_BOOLEAN, "Only say what would be done"),
     "after": (_INTEGER, "The snapshot whose rows are known; 0 for none"),
     "until": (_INTEGER, "The last snapshot whose rows are wanted; the newest if left out"),
     "cursor": (_TEXT, "Where the last page ended; after and until are in it"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -19,7 +19,7 @@ from storage.reading.resolve import LATEST, Resolved, SnapshotChoice
 
 _ID = re.compile(r"[0-9]{1,18}")
 _ID_MAX = 2**63 - 1
-_CHANGES = ("created", "dropped", "version")
+_CHANGES = ("created", "dropped", "version", "reason", "cut", "job_id")
 _COUNTS = ("rows_added", "rows_removed", "files_added", "files_removed")
 
 
@@ -34,7 +34,15 @@ async def get_snapshots(call: Call, parameters: Parameters, app: Dependencies) -
     before = parameters.optional_integer("before", low=0, high=_ID_MAX)
     found = await app.catalog.snapshots(limit=limit, before=before)
     names = await _names(call, app)
-    return Answer({"snapshots": [_snapshot_json(s, names, call.principal) for s in found]})
+    tags = await _tags(call, app)
+    return Answer(
+        {
+            "snapshots": [
+                _snapshot_json(s, names, call.principal) | {"tags": tags.get(s.snapshot_id, [])}
+                for s in found
+            ]
+        }
+    )
 
 
 async def get_snapshot(call: Call, parameters: Parameters, app: Dependencies) -> Answer:
@@ -47,6 +55,7 @@ async def get_snapshot(call: Call, parameters: Parameters, app: Dependencies) ->
     names = await _names(call, app)
     return Answer(
         _snapshot_json(snapshot, names, call.principal)
+        | {"tags": (await _tags(call, app)).get(snapshot.snapshot_id, [])}
         | {"visibility_token": app.codec.encode(_floor(resolved))}
     )
 
@@ -110,6 +119,14 @@ async def _names(call: Call, app: Dependencies) -> Mapping[str, str]:
     resolved = await app.resolver.resolve(deadline_s=call.deadline_s(TIMEOUT_MS_DEFAULT))
     view = await app.manifest.at(resolved.snapshot_id, resolved.head)
     return {str(schema.table_id): name for name, schema in view.schemas().items()}
+
+
+async def _tags(call: Call, app: Dependencies) -> Mapping[int, Sequence[str]]:
+    """Names of tags by snapshot. A name says what its maker thought of: who sees only a part of the
+    tables sees none (D10)."""
+
+    seen = call.principal.covers("query") or call.principal.covers("admin")
+    return await app.maintenance.tags_of_snapshots() if app.maintenance and seen else {}
 
 
 def _snapshot_json(

@@ -108,6 +108,11 @@ class Principal:
 
         return any(_matcher(grant.tables).fullmatch(table) is not None for grant in self.grants)
 
+    def covers(self, scope: str) -> bool:
+        """True when the key has the scope on every table."""
+
+        return any(grant.scope == scope and "*" in grant.tables for grant in self.grants)
+
     def require(self, scope: str) -> None:
         """Raises Forbidden when the key lacks the scope altogether."""
 
@@ -119,7 +124,7 @@ class Principal:
         log must not be reached from a part of the tables."""
 
         self.require(scope)
-        if not any(grant.scope == scope and "*" in grant.tables for grant in self.grants):
+        if not self.covers(scope):
             raise Forbidden(f"this needs the scope {scope!r} on all tables", scope=scope)
 
     def require_table(self, scope: str, table: str, known: Iterable[str] = ()) -> None:

@@ -75,6 +75,8 @@ class Stack:
     store: LocalObjectStore
     table: TableSchema
     published: asyncio.Event
+    dsn: str
+    objects: Path
 
     async def append(self, ids: list[int], *, key: str, ordering: str = "") -> None:
         entry = new_entry([(self.table, ids)], key=key, ordering=ordering)
@@ -132,7 +134,7 @@ async def opened(dsn: str, folder: Path) -> AsyncIterator[Stack]:
         config=str(write_config(folder, **config)),
         stop_s_max=10.0,
     )
-    made = Stack(settings, lake, LocalObjectStore(objects), table, published)
+    made = Stack(settings, lake, LocalObjectStore(objects), table, published, dsn, objects)
     try:
         yield made
     finally:
@@ -144,7 +146,7 @@ async def opened(dsn: str, folder: Path) -> AsyncIterator[Stack]:
 async def test_F1_a_killed_core_goes_on_within_its_lease(stack: Stack) -> None:
     running = await runtime.start(stack.settings)
     assert [(s.role, s.ping and s.ping.roles) for s in running.statuses] == [
-        ("core", ("coordinator", "lease_manager", "publisher", "supervisor"))
+        ("core", ("coordinator", "lease_manager", "maintenance", "publisher", "supervisor"))
     ]
     await stack.append([0], key="first")
     await stack.drained()
@@ -171,6 +173,7 @@ async def test_F1_spread_roles_are_killed_one_by_one_under_load(stack: Stack) ->
         "supervisor",
         "lease_manager",
         "publisher",
+        "maintenance",
         "coordinator-0",
         "coordinator-1",
     ]

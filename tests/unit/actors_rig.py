@@ -29,6 +29,7 @@ from storage.bus.interface import Accepted, NewEntry
 from storage.bus.memory import MemoryBus
 from storage.bus.settings import BusSettings
 from storage.catalog.memory import MemoryCatalog
+from storage.catalog.memory_upkeep import MemoryUpkeep
 from storage.files.objects import MemoryObjectStore
 from storage.files.parquet import EncodedFile, encode_data_file
 from storage.memory_clock import ManualClock
@@ -74,6 +75,7 @@ class Rig:
         self.lake = MemoryLake(settings=settings, clock=self.clock, seed=1)
         self.bus = MemoryBus(self.lake)
         self.catalog = MemoryCatalog(self.lake)
+        self.upkeep = MemoryUpkeep(self.lake)
         self.store = MemoryObjectStore()
         self.metrics = MemoryMetrics()
         self.hints = MemoryHintDirectory()
@@ -90,9 +92,12 @@ class Rig:
             settings=self.settings,
         )
 
-    async def create(self, name: str = "events") -> TableSchema:
+    async def create(self, name: str = "events", *partition_by: str) -> TableSchema:
         columns = [Column(0, "id", "bigint"), Column(0, "note", "varchar")]
-        return (await self.catalog.create_table(name=name, columns=columns)).schema
+        change = await self.catalog.create_table(
+            name=name, columns=columns, partition_by=partition_by
+        )
+        return change.schema
 
     async def append(
         self, *parts: tuple[TableSchema, Sequence[int]], key: str | None = None, ordering: str = ""
@@ -123,6 +128,7 @@ class Rig:
         leases: Leases | None = None,
         store: Any = None,
         encode: EncodeFile = encode_data_file,
+        intents: Any = None,
     ) -> CommitCoordinator:
         stager = Stager(
             catalog=self.catalog,
@@ -131,6 +137,7 @@ class Rig:
             settings=self.settings,
             clock=self.clock,
             metrics=self.metrics,
+            intents=intents or self.upkeep,
         )
         return CommitCoordinator(
             instance=new_uuid(),

@@ -20,9 +20,11 @@ from storage.bus.memory import MemoryBus
 from storage.bus.settings import BusSettings
 from storage.catalog.interface import Published
 from storage.catalog.memory import MemoryCatalog
+from storage.catalog.memory_upkeep import MemoryUpkeep
 from storage.engine.plans import ParsedStatement, QueryPlan
 from storage.files.objects import LocalObjectStore
 from storage.ingesting.batches import BatchService
+from storage.ingesting.deletes import DeleteService
 from storage.ingesting.grants import Grant
 from storage.ingesting.keyring import KeyRing
 from storage.ingesting.memory_keys import MemoryKeyStore
@@ -31,11 +33,14 @@ from storage.ingesting.requests import IngestSettings
 from storage.ingesting.service import IngestService
 from storage.ingesting.table_cache import TableCache
 from storage.ingesting.table_service import TableService
+from storage.maintenance.memory_jobs import MemoryJobs
+from storage.maintenance.service import MaintenanceService
 from storage.memory_lake import MemoryLake
 from storage.reading.barrier import Barrier
 from storage.reading.changes import ChangeReader
 from storage.reading.manifest import Manifest
 from storage.reading.planning import Planner
+from storage.reading.predicates import PredicateChecker
 from storage.reading.query import Engine, QueryService
 from storage.reading.resolve import Resolver
 from storage.reading.watcher import HeadWatcher
@@ -185,6 +190,10 @@ class Server:
         return published
 
     @property
+    def jobs(self) -> MemoryJobs:
+        return MemoryJobs(self.lake)
+
+    @property
     def entries(self) -> int:
         return sum(self.lake.ends().values())
 
@@ -233,8 +242,19 @@ async def server(
             bus=bus, catalog=catalog, barrier=barrier, tables=tables, settings=ingest_settings
         ),
         tables=TableService(catalog=catalog, barrier=barrier, tables=tables, keys=keyring.store),
+        deletes=DeleteService(
+            jobs=MemoryJobs(lake),
+            tables=tables,
+            resolver=resolver,
+            codec=lake.codec,
+            keys=keyring.store,
+        ),
+        predicates=PredicateChecker(engine),
         batches=BatchService(bus=bus, watcher=watcher),
         quarantine=QuarantineService(bus=bus, catalog=catalog, keys=keyring.store),
+        maintenance=MaintenanceService(
+            jobs=MemoryJobs(lake), upkeep=MemoryUpkeep(lake), catalog=catalog, keys=keyring.store
+        ),
         queries=QueryService(
             resolver=resolver,
             manifest=manifest,

@@ -225,6 +225,22 @@ async def test_B8_the_canary_leaves_no_object_behind(rig: Rig) -> None:
     encode = failing_encoder(lambda ids: KeyError("odd"))
     await turns(rig, encode=encode, count=3)
     assert [key async for key, _ in rig.store.list()] == []
+    assert {intent.kind for intent in await rig.upkeep.intents()} == {"data"}
+
+
+async def test_E4_a_canary_that_may_be_there_has_a_write_intent(rig: Rig) -> None:
+    events = await rig.create()
+    await rig.append((events, [POISON]), ordering="a")
+    encode = failing_encoder(lambda ids: KeyError("odd"))
+
+    async def delete(key: str) -> None:
+        raise Unavailable("away")
+
+    await turns(rig, encode=encode, count=4, store=Overlay(rig.store, delete=delete))
+    left = {key async for key, _ in rig.store.list("canary/")}
+    assert left
+    canaries = [intent for intent in await rig.upkeep.intents() if intent.kind == "canary"]
+    assert {f"canary/{intent.file_id}.parquet" for intent in canaries} == left
 
 
 async def test_B8_a_rising_rate_stops_quarantining_and_the_rest_goes_on() -> None:

@@ -29,6 +29,7 @@ EXCEPTIONS = {("lakebus/__main__.py", "cluster")}
 
 RAY_ALLOWED = {
     "actors/handles.py",
+    "actors/job_runner.py",
     "actors/ray_metrics.py",
     "actors/runtime.py",
     "serve_app/deployments.py",

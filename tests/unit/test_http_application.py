@@ -36,7 +36,7 @@ async def lake() -> AsyncIterator[Server]:
         "/v1/tables/",
         "/v1/tables/a/b",
         "/v1/tables/events/change",
-        "/v1/admin/jobs",
+        "/v1/admin/jobs/a/b",
         "/v1/admin/backups",
         "/v1/query/",
         "//v1/tables",

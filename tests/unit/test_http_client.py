@@ -28,6 +28,7 @@ from lakebus.errors import (
     MalformedRequest,
     OutcomeUnknown,
     RowsInvalid,
+    SchemaVersionMismatch,
     SqlError,
     TableNotFound,
     Unauthenticated,
@@ -77,6 +78,36 @@ async def test_A3_rows_go_in_once_however_often_they_are_sent(lake: tuple[Server
             await client.ingest("events", [{"id": 3}], key="k")
         assert conflict.value.members["batch_id"] == first.receipt.batch_id
         assert made.entries == 1
+
+
+async def test_a_table_is_laid_out_and_changed(lake: tuple[Server, str]) -> None:
+    made, url = lake
+    async with clients.connect_async(url, made.key) as client:
+        table = await client.create_table(
+            "events",
+            {"id": "integer", "at": "date"},
+            partition_by=["month(at)"],
+            sort_by=["hilbert(id, at)"],
+            keep_rows=("at", "4 weeks"),
+        )
+        assert table["partition_by"] == ["month(at)"]
+        assert table["retention"] == {"rows": {"column": "at", "for_s": 2_419_200}}
+        changed = await client.alter_table(
+            "events",
+            rename_columns={"at": "day"},
+            widen_columns={"id": "bigint"},
+            add_columns={"note": "varchar"},
+            partition_by=[],
+            schema_version=1,
+        )
+        assert [c["name"] for c in changed["columns"]] == ["id", "day", "note"]
+        assert changed["columns"][0]["type"] == "bigint"
+        assert (changed["partition_by"], changed["sort_by"]) == ([], ["hilbert(id, day)"])
+        assert changed["retention"]["rows"]["column"] == "day"
+        changed = await client.alter_table("events", sort_by=["note"], keep_rows="forever")
+        assert (changed["sort_by"], changed["retention"]) == (["note"], None)
+        with pytest.raises(SchemaVersionMismatch):
+            await client.alter_table("events", sort_by=[], schema_version=1)
 
 
 async def test_D6_an_answer_sees_what_was_sent_before(lake: tuple[Server, str]) -> None:

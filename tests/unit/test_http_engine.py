@@ -19,6 +19,7 @@ from lakebus.telemetry import MemoryMetrics
 from storage.bus.memory import MemoryBus
 from storage.bus.settings import BusSettings
 from storage.catalog.memory import MemoryCatalog
+from storage.catalog.memory_upkeep import MemoryUpkeep
 from storage.engine.engine import QueryEngine
 from storage.engine.settings import EngineSettings
 from storage.files.objects import LocalObjectStore
@@ -55,6 +56,7 @@ async def lake(tmp_path: Path) -> AsyncIterator[Server]:
             hints=MemoryHintDirectory(),
             stack="test",
             settings=ROLE_SETTINGS,
+            upkeep=MemoryUpkeep(memory),
         ),
         on_fatal=deaths,
         clock=clock,
@@ -132,3 +134,92 @@ async def test_D9_a_long_answer_streams_and_stops_with_its_reader(lake: Server) 
     assert exchange.sent[-1].get("more_body") is True
     again = await lake.get("/v1/query?sql=SELECT+count(*)+FROM+events")
     assert again.json()["rows"] == [["3000"]]
+
+
+# --- partitions --------------------------------------------------------------------------------
+
+
+async def visible(lake: Server, table: str, rows: list[dict[str, Any]]) -> int:
+    sent = await lake.send(rows, table=table, query="?wait=visible&timeout_ms=20000")
+    assert sent.status_code == 200, sent.text
+    return int(sent.json()["snapshot_id"])
+
+
+async def asked(lake: Server, sql: str, **more: Any) -> tuple[list[list[Any]], dict[str, Any]]:
+    document = {"sql": sql, **more}
+    answer = await lake.http.post("/v1/query", json=document, headers=lake.headers())
+    assert answer.status_code == 200, answer.text
+    return answer.json()["rows"], answer.json()["statistics"]
+
+
+async def test_D11_A8_a_partitioned_table_is_written_pruned_changed_and_read(lake: Server) -> None:
+    made = await lake.create(
+        {
+            "name": "orders",
+            "columns": [
+                {"name": "id", "type": "integer", "nullable": False},
+                {"name": "at", "type": "timestamptz"},
+                {"name": "note", "type": "varchar"},
+            ],
+            "partition_by": ["day(at)", "bucket(4,ID)"],
+            "sort_by": ["zorder(id, at)"],
+            "retention": {"rows": {"column": "at", "for": "90 days"}},
+        }
+    )
+    assert made["partition_by"] == ["day(at)", "bucket(4, id)"]
+    rows = [{"id": n, "at": f"2026-01-{1 + n % 2:02}T12:00:00Z", "note": "x"} for n in range(40)]
+    first = await visible(lake, "orders", rows)
+
+    files = (await lake.get("/v1/tables/orders/files")).json()["files"]
+    assert len(files) == 8
+    assert {file["first_snapshot_id"] for file in files} == {first}
+    assert {file["partition"]["day(at)"] for file in files} == {"2026-01-01", "2026-01-02"}
+    assert {file["partition"]["bucket(4, id)"] for file in files} == {"0", "1", "2", "3"}
+
+    found, told = await asked(lake, "SELECT id FROM orders WHERE id = 7")
+    assert (found, told["files_scanned"], told["files_pruned"]) == ([[7]], 1, 7)
+    found, told = await asked(lake, "SELECT count(*) FROM orders WHERE id IN (7, 8)")
+    assert (found, told["files_pruned"] >= 6) == ([["2"]], True)
+
+    changed = await lake.http.patch(
+        "/v1/tables/orders",
+        json={
+            "rename_columns": {"id": "number", "note": "id"},
+            "widen_columns": {"number": "bigint"},
+            "relax_columns": ["number"],
+            "partition_by": ["id"],
+            "sort_by": None,
+        },
+        headers=lake.headers(if_match="1"),
+    )
+    assert changed.status_code == 200, changed.text
+    document = (await lake.get("/v1/tables/orders")).json()
+    assert (document["partition_by"], document["sort_by"]) == (["id"], [])
+    assert document["retention"] == {"rows": {"column": "at", "for_s": 7_776_000}}
+    assert document["columns"][0]["type"] == "bigint"
+    assert document["columns"][0]["nullable"] is True
+
+    await visible(lake, "orders", [{"number": None, "id": "y"}, {"number": 2**40, "id": "x"}])
+    files = (await lake.get("/v1/tables/orders/files")).json()["files"]
+    assert sorted(file["partition"]["id"] for file in files[8:]) == ["x", "y"]
+    # The old files' `bucket(4, id)` is about what is called `number` now, and not about `id`.
+    found, told = await asked(lake, "SELECT number FROM orders WHERE number = 7")
+    assert (found, told["files_scanned"]) == ([["7"]], 1)
+    found, _ = await asked(lake, "SELECT count(*) FROM orders WHERE id = 'x'")
+    assert found == [["41"]]
+    sql = "SELECT id FROM orders WHERE id = 7"
+    found, told = await asked(lake, sql, snapshot={"id": first})
+    assert (found, told["files_scanned"]) == ([[7]], 1)
+
+    await lake.http.patch("/v1/tables/orders", json={"retention": None}, headers=lake.headers())
+    assert (await lake.get("/v1/tables/orders")).json()["retention"] is None
+
+
+async def test_a_range_with_too_many_partitions_is_one_mixed_file(lake: Server) -> None:
+    columns = [{"name": "id", "type": "bigint"}]
+    await lake.create({"name": "wide", "columns": columns, "partition_by": ["id"]})
+    await visible(lake, "wide", [{"id": n} for n in range(40)])
+    (file,) = (await lake.get("/v1/tables/wide/files")).json()["files"]
+    assert file["partition"] is None
+    found, _ = await asked(lake, "SELECT id FROM wide WHERE id = 7")
+    assert found == [["7"]]
