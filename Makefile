@@ -54,10 +54,14 @@ clean: ## Remove the environment and caches (never data)
 COMPILE := pip-compile --quiet --generate-hashes --strip-extras --allow-unsafe \
 	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host
 lock: ## Renew the locked requirements (needs pip-tools)
-	cd requirements && for name in build runtime dev; do $(COMPILE) -o $$name.txt $$name.in || exit 1; done
+	cd requirements && for name in build runtime dev peers; do $(COMPILE) -o $$name.txt $$name.in || exit 1; done
 
 $(VENV)/.runtime: $(LOCKS)
 	@$(PYTHON) requirements/install.py $(VENV)
+	@touch $@
+
+$(VENV)-peers/.made: requirements/peers.txt requirements/install.py
+	@$(PYTHON) requirements/install.py $(VENV)-peers --peers
 	@touch $@
 
 $(VENV)/.dev: $(LOCKS)

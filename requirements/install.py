@@ -1,4 +1,7 @@
-"""Make or refresh a virtual environment from the locked requirements: `install.py VENV [--dev]`.
+"""Make or refresh a virtual environment from the locked requirements.
+
+`install.py VENV` makes what lakebus runs in, `--dev` adds what tests need; `--peers` makes the
+environment of the programs that benchmarks compare with, and nothing else.
 
 Runs on whatever Python the machine has, so it uses the standard library only, and stays readable
 for versions that are too old, to tell them so. Nothing is installed but what a hash names.
@@ -24,6 +27,9 @@ def main():
     if not working(python):
         make_environment(venv)
     pip = pip_for(python)
+    if "--peers" in sys.argv:
+        run([*pip, "install", "--require-hashes", "-r", os.path.join(HERE, "peers.txt")])
+        return
     locked = ["build.txt", "runtime.txt"] + (["dev.txt"] if "--dev" in sys.argv else [])
     files = [part for name in locked for part in ("-r", os.path.join(HERE, name))]
     run([*pip, "install", "--require-hashes", *files])
