@@ -24,7 +24,14 @@ from typing import Any, Protocol
 from actors.loop import LoopStatus, OnFatal, RoleLoop
 from actors.settings import MaintainerSettings, RoleSettings
 from lakebus.clock import SYSTEM_CHANCE, Chance, Clock
-from lakebus.errors import LakebusError, LeaseLost, OutcomeUnknown, RetryLater, Unavailable
+from lakebus.errors import (
+    LakebusError,
+    LeaseLost,
+    OutcomeUnknown,
+    RetryLater,
+    StartRefused,
+    Unavailable,
+)
 from lakebus.telemetry import Metrics
 from storage.catalog.interface import Catalog
 from storage.maintenance.interface import Upkeep
@@ -274,7 +281,8 @@ class Maintainer:
             report = await self._run_leased(claim)
         except LeaseLost:
             raise
-        except (RetryLater, OutcomeUnknown) as error:
+        except (RetryLater, OutcomeUnknown, StartRefused) as error:
+            # The last one is a process of another version than the database's: an upgrade goes on.
             return await self._give_back(claim, error)
         except LakebusError as error:
             _LOG.warning("the %s job %s failed: %s", job.kind, job.job_id, error)

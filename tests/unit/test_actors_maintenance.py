@@ -25,6 +25,7 @@ from lakebus.errors import (
     LeaseLost,
     OutcomeUnknown,
     SqlError,
+    StartRefused,
     Unavailable,
 )
 from storage.catalog.memory_upkeep import MemoryUpkeep
@@ -73,7 +74,14 @@ async def test_a_job_that_was_asked_for_is_run_and_reported(world: World) -> Non
     assert metrics.value("lakebus_jobs_running_count") == 0
 
 
-@pytest.mark.parametrize("error", [Unavailable("the store is away"), OutcomeUnknown("no answer")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        Unavailable("the store is away"),
+        OutcomeUnknown("no answer"),
+        StartRefused("another version's database"),
+    ],
+)
 async def test_absence_gives_the_job_back_with_a_growing_pause(
     world: World, error: Exception
 ) -> None:
