@@ -1,9 +1,11 @@
-"""Jobs as Ray tasks: a process of its own for each job, at the lowest priority, ended after it.
+"""Jobs as Ray tasks: in processes of their own, at the lowest priority, ended when idle.
 
 * The task opens the backend itself, by the factory that role processes use; no secret is an
   argument, and progress goes straight to the database.
-* Ray never retries it, and never runs a second job in its process: whatever a job leaked ends with
-  it, and an idle stack keeps no process for jobs.
+* Ray never retries it. Its process takes the next job, too, because starting one costs about two
+  CPU seconds, more than most compactions; after a while without a job it ends, so an idle stack
+  keeps no process for jobs, and whatever jobs leaked ends with it. Should Ray give it a job in that
+  very moment, the job is given back as one whose process was killed.
 * `memory` is what Ray's scheduler counts, and on machines that are full the job waits for its turn.
   `num_cpus=0`: jobs are bounded by their number and their priority, not by CPUs that roles hold.
 """
@@ -13,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -35,21 +38,49 @@ _LOG = logging.getLogger(__name__)
 _NICENESS = 19
 
 
+#: A process that ran so many jobs is not given another.
+_JOBS_OF_A_PROCESS = 100
+
+
 @dataclass(frozen=True, slots=True)
 class JobOrder:
-    """What the process of a job is told."""
+    """What the process of a job is told. `idle_s`: how long it waits for another job."""
 
     factory: str
     config: str
     log_level: str
     claim: JobClaim
+    idle_s: float
 
 
-@ray.remote(num_cpus=0, max_retries=0, max_calls=1)
+class _IdleEnd:
+    """Ends this process when it has been without a job for a while."""
+
+    def __init__(self) -> None:
+        self._timer: threading.Timer | None = None
+
+    def busy(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def idle(self, idle_s: float) -> None:
+        self._timer = threading.Timer(idle_s, os._exit, (0,))
+        self._timer.daemon = True
+        self._timer.start()
+
+
+_IDLE_END = _IdleEnd()
+
+
+@ray.remote(num_cpus=0, max_retries=0, max_calls=_JOBS_OF_A_PROCESS)
 def lakebus_job(order: JobOrder) -> Mapping[str, Any]:
-    os.nice(_NICENESS)
-    configure_logging(service=f"job.{order.claim.job.kind}", level=order.log_level)
-    return asyncio.run(_run(order))
+    _IDLE_END.busy()
+    try:
+        os.nice(_NICENESS)
+        configure_logging(service=f"job.{order.claim.job.kind}", level=order.log_level)
+        return asyncio.run(_run(order))
+    finally:
+        _IDLE_END.idle(order.idle_s)
 
 
 async def _run(order: JobOrder) -> Mapping[str, Any]:
@@ -77,7 +108,9 @@ class RayJobRunner:
         }
         if settings.env:
             options["runtime_env"] = {"env_vars": dict(settings.env)}
-        order = JobOrder(settings.factory, settings.config, settings.log_level, claim)
+        order = JobOrder(
+            settings.factory, settings.config, settings.log_level, claim, settings.job_idle_s
+        )
         task = lakebus_job.options(**options).remote(order)
         try:
             report: Mapping[str, Any] = await task

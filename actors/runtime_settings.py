@@ -21,6 +21,7 @@ class RuntimeSettings:
     :param config: path of the settings file handed to the factory.
     :param env: environment of the actors beyond what Ray's processes have; shown by Ray, so never
         a secret.
+    :param job_idle_s: a process of jobs ends when it had none for so long.
     :param tick_age_s_max: a role whose loops stand still for so long is ended and replaced.
     """
 
@@ -32,6 +33,7 @@ class RuntimeSettings:
     tick_age_s_max: float = 30.0
     stop_s_max: float = 15.0
     log_level: str = "INFO"
+    job_idle_s: float = 30.0
     version: str = field(default_factory=code_version)
     env: Mapping[str, str] = field(default_factory=dict)
 

@@ -129,6 +129,7 @@ async def opened(dsn: str, folder: Path) -> AsyncIterator[Stack]:
     columns = [Column(0, "id", "bigint"), Column(0, "note", "varchar")]
     table = (await lake.catalog.create_table(name="events", columns=columns)).schema
     settings = RuntimeSettings(
+        job_idle_s=5.0,
         namespace=f"test-{config['stack']}",
         factory=FACTORY,
         config=str(write_config(folder, **config)),

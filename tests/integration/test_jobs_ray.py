@@ -55,12 +55,11 @@ async def test_F1_a_killed_job_is_run_again_and_a_stopped_one_is_given_back(
     ended = await until(jobs, job, lambda found: found.ended)
     assert (ended.state, ended.attempt, ended.error) == (JobState.DONE, 2, None)
     assert ended.report["pid"] != hanging.report["pid"]
-    # Nothing of either run is left: no folder, and no process that waits for the next job.
     assert list((tmp_path / "jobs").iterdir()) == []
-    await gone(ended.report["pid"])
 
     job, _ = await jobs.submit(JobRequest(JobKind.VALIDATE, "test"))
     hanging = await until(jobs, job, lambda found: "pid" in found.report)
+    assert hanging.report["pid"] == ended.report["pid"], "a job pays for a process of its own"
     await runtime.stop(stack.settings)
     await gone(hanging.report["pid"])
     given_back = await jobs.job(job.job_id)
@@ -82,3 +81,5 @@ async def test_F1_a_killed_scheduler_leaves_its_job_to_the_next(
     os.kill(await stack.pid("core"), signal.SIGKILL)
     ended = await until(jobs, job, lambda found: found.ended)
     assert (ended.state, ended.attempt) == (JobState.DONE, 2)
+    # Without another job its process ends.
+    await gone(ended.report["pid"])
