@@ -69,7 +69,8 @@ _EXPONENT = re.compile(r"-?[0-9]{1,38}(\.[0-9]{0,38})?[eE][+-]?[0-9]{1,3}")
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _TIME = re.compile(r"[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?")
 _TIMESTAMP = re.compile(_DATE.pattern + "[ T]" + _TIME.pattern)
-_ZONE = re.compile(r"Z|[+-][0-9]{2}:[0-9]{2}")
+#: DuckDB prints whole hours without minutes.
+_ZONE = re.compile(r"Z|[+-][0-9]{2}(:[0-9]{2})?$")
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 #: Characters that mean themselves where DuckDB reads a string as a blob.
 _PLAIN_BLOB = re.compile(r"[ -\[\]-~]*")
@@ -208,7 +209,8 @@ def _microseconds_of_zoned_text(text: str) -> int | None:
         return _microseconds_of_text(text)
     if not _TIMESTAMP.fullmatch(text.removesuffix(zone[0])):
         return None
-    return _instant(dt.datetime.fromisoformat(_six_digits(text.removesuffix(zone[0])) + zone[0]))
+    offset = zone[0] if zone[0] == "Z" or zone[1] else f"{zone[0]}:00"
+    return _instant(dt.datetime.fromisoformat(_six_digits(text.removesuffix(zone[0])) + offset))
 
 
 def _six_digits(text: str) -> str:

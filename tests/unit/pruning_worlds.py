@@ -333,6 +333,7 @@ def _dates(kind: ColumnType, value: int) -> list[_Spelling]:
         quote(text), f"date {quote(text)}", f"{quote(text)}::date", _Parameter(text),
         _Parameter(text, "::date"), f"timestamp {quote('2020-01-01 10:00:00')}",
         "'2020-01-01 23:00:00'", "timestamptz '2020-01-01 00:00:00Z'",
+        "timestamptz '2020-01-01 05:00:00+05'",
     ]  # fmt: skip
     if -719162 <= value <= 2932896:
         spelled.append(_Parameter(dt.date(1970, 1, 1) + dt.timedelta(days=value)))
