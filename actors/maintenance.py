@@ -43,7 +43,7 @@ from storage.maintenance.jobs import (
     JobStore,
     publication_of,
 )
-from storage.maintenance.registry import RUNNABLE
+from storage.maintenance.registry import LANES
 from storage.maintenance.settings import MaintenanceSettings
 
 _LOG = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ class Maintainer:
         self._clock = clock
         self._metrics = metrics
         self._chance = chance
-        self._running: dict[uuid.UUID, asyncio.Task[None]] = {}
+        self._running: list[set[asyncio.Task[None]]] = [set() for _ in LANES]
         self._next_ask_s: dict[JobKind, float] = {}
         self._looked_at: int | None = None
         self._at_rest = False
@@ -127,7 +127,7 @@ class Maintainer:
         """Ends the jobs that run, and gives them back."""
 
         await self._loop.stop()
-        running = list(self._running.values())
+        running = self._tasks()
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
@@ -141,7 +141,7 @@ class Maintainer:
     async def idle(self) -> None:
         """Waits until the jobs that run now have ended."""
 
-        await asyncio.gather(*self._running.values())
+        await asyncio.gather(*self._tasks())
 
     async def run_once(self) -> MaintainerReport:
         """One tick. Jobs go on when it has returned. Raises what is not absence of the catalog."""
@@ -226,25 +226,30 @@ class Maintainer:
     # --- running ----------------------------------------------------------------------------
 
     async def _claim(self, report: MaintainerReport) -> None:
-        while len(self._running) < self._settings.jobs_at_once:
-            claim = await self._jobs.claim(
-                self._instance, kinds=RUNNABLE, ttl_s=self._settings.lease_ttl_s
-            )
-            if claim is None:
-                return
-            # failpoint: maintainer.after_claim
-            report.began.append(claim.job)
-            task = asyncio.get_running_loop().create_task(self._work(claim), name="job")
-            # By epoch: a job whose lease was lost may come back before its old task has ended.
-            key = uuid.UUID(int=claim.epoch)
-            self._running[key] = task
-            task.add_done_callback(functools.partial(self._ended, key))
-            self._metrics.gauge("lakebus_jobs_running_count", len(self._running))
+        for kinds, running in zip(LANES, self._running, strict=True):
+            while len(running) < self._settings.jobs_at_once:
+                claim = await self._jobs.claim(
+                    self._instance, kinds=kinds, ttl_s=self._settings.lease_ttl_s
+                )
+                if claim is None:
+                    break
+                # failpoint: maintainer.after_claim
+                report.began.append(claim.job)
+                task = asyncio.get_running_loop().create_task(self._work(claim), name="job")
+                running.add(task)
+                task.add_done_callback(functools.partial(self._ended, running))
+                self._count_running()
 
-    def _ended(self, key: uuid.UUID, _: asyncio.Task[None]) -> None:
-        del self._running[key]
-        self._metrics.gauge("lakebus_jobs_running_count", len(self._running))
+    def _ended(self, running: set[asyncio.Task[None]], task: asyncio.Task[None]) -> None:
+        running.discard(task)
+        self._count_running()
         self.wake()
+
+    def _tasks(self) -> list[asyncio.Task[None]]:
+        return [task for running in self._running for task in running]
+
+    def _count_running(self) -> None:
+        self._metrics.gauge("lakebus_jobs_running_count", len(self._tasks()))
 
     async def _work(self, claim: JobClaim) -> None:
         """Runs a claimed job to its end. Raises nothing but CancelledError."""
@@ -329,7 +334,8 @@ class Maintainer:
     async def _give_back(self, claim: JobClaim, error: LakebusError) -> str:
         job, settings = claim.job, self._settings
         _LOG.warning("the %s job %s has to wait: %s", job.kind, job.job_id, error)
-        if job.attempt >= settings.attempts_max:
+        # An erasure is owed: it is tried until it is done.
+        if job.attempt >= settings.attempts_max and job.kind is not JobKind.ERASE:
             text = f"gave up after {job.attempt} attempts: {error.detail}"
             return await self._give_up(claim, error.code, text)
         whole = min(settings.backoff_s_max, settings.backoff_s * 2.0 ** min(job.attempt - 1, 30))
@@ -355,7 +361,7 @@ class Maintainer:
         """Of a job that publishes once, and while another attempt is worth its while."""
 
         last = self._settings.attempts_max + _LAST_LOOKS
-        if job.kind is not JobKind.DELETE or job.attempt > last:
+        if job.kind not in (JobKind.DELETE, JobKind.ERASE) or job.attempt > last:
             return False
         return await self._upkeep.swap_outcome(publication_of(job.job_id)) is not None
 

@@ -192,6 +192,13 @@ class QuerySettings(Section):
     spare_processes: int = setting(
         1, "Warm engine processes kept beside the working one.", ge=0, le=1
     )
+    pin_ttl_s: float = setting(
+        120.0,
+        "How long files are kept for a query replica that died; one that is silent for so long "
+        "loses its queries.",
+        ge=10,
+        le=3_600,
+    )
 
 
 class HttpSettings(Section):
@@ -309,7 +316,12 @@ class MaintenanceSettings(Section):
     sample_files: int = setting(
         200, "Data files whose contents the periodic validation reads.", ge=0, le=10_000_000
     )
-    jobs_at_once: int = setting(1, "Jobs that run at a time.", ge=1, le=64)
+    jobs_at_once: int = setting(
+        1,
+        "Jobs that run at a time: so many that rewrite files, and so many of the others.",
+        ge=1,
+        le=64,
+    )
     job_lease_s: float = setting(
         60.0, "How long a job stays with a worker that died.", ge=1, le=86_400, test=5.0
     )

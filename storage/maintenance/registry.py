@@ -34,6 +34,13 @@ _PLACES: Mapping[JobKind, BodyPlace] = {
 #: The kinds that can be run.
 RUNNABLE: tuple[JobKind, ...] = tuple(_PLACES)
 
+#: Kinds that do not wait for those of another lane. A validation of many files takes minutes, in
+#: which small files would pile up and deletes would wait.
+LANES: tuple[tuple[JobKind, ...], ...] = (
+    tuple(kind for kind, place in _PLACES.items() if place.rewrites),
+    tuple(kind for kind, place in _PLACES.items() if not place.rewrites),
+)
+
 
 def body_of(kind: JobKind) -> JobBody:
     """Imports the body of a kind; heavy. Raises Fault for a kind without one."""

@@ -286,15 +286,21 @@ async def test_the_end_is_recorded_although_the_reply_is_lost(
     assert (await world.found(job)).state is expected
 
 
-async def test_one_job_at_a_time(world: World) -> None:
-    for kind in (JobKind.COMPACT, JobKind.COLLECT, JobKind.RETAIN):
+async def test_one_job_at_a_time_and_a_validation_keeps_no_compaction_waiting(
+    world: World,
+) -> None:
+    for kind in (JobKind.VALIDATE, JobKind.COLLECT, JobKind.COMPACT, JobKind.RETAIN):
         await world.ask(JobRequest(kind, "someone"))
+        world.advance_s(0.001)
     runner = ScriptedRunner(gate=asyncio.Event())
     one = world.maintainer(runner)
-    assert len((await one.run_once()).began) == 1
-    assert len((await one.run_once()).began) == 0
+    began = (await one.run_once()).began
+    assert [job.kind for job in began] == [JobKind.COMPACT, JobKind.VALIDATE]
+    assert (await one.run_once()).began == []
+    assert world.rig.metrics.value("lakebus_jobs_running_count") == 2
     two = world.maintainer(runner, jobs_at_once=2)
-    assert len((await two.run_once()).began) == 2
+    began = (await two.run_once()).began
+    assert [job.kind for job in began] == [JobKind.RETAIN, JobKind.COLLECT]
     await one.stop()
     await two.stop()
 
