@@ -11,10 +11,10 @@ PYTEST_ARGUMENTS ?=
 CHECKED := lakebus storage actors serve_app cluster migrations tests
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format chaos simulate mutation bench docs lock clean
+.PHONY: help demo test check format chaos soak simulate mutation bench bench-compaction docs lock clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 demo: $(VENV)/.runtime ## Start everything, stream real flights in, ask questions, stop again
 	$(BIN)/lakebus demo
@@ -35,6 +35,10 @@ chaos: $(VENV)/.dev ## Kill and pause a running stack: SEED=7 MINUTES=3 PLACEMEN
 	$(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES)) \
 		$(if $(PLACEMENT),--placement $(PLACEMENT)) $(CHAOS_ARGUMENTS)
 
+soak: $(VENV)/.dev ## All maintenance jobs at work under kills: SEED=7 MINUTES=30
+	$(BIN)/python -m tests.chaos --maintenance --minutes $(or $(MINUTES),30) $(if $(SEED),--seed $(SEED)) \
+		--results $(or $(RESULTS),benchmarks/results/soak.json)
+
 simulate: $(VENV)/.dev ## Seeded schedules with faults, in memory: SEED=1 MINUTES=1
 	$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES))
 
@@ -43,6 +47,9 @@ mutation: $(VENV)/.dev ## Break a copy of the code on purpose; the suite must no
 
 bench: $(VENV)/.dev ## Run the benchmarks
 	$(BIN)/python -m benchmarks
+
+bench-compaction: $(VENV)/.dev $(VENV)-peers/.made ## Compaction beside DuckLake and delta-rs
+	$(BIN)/python -m benchmarks.compaction --peers $(VENV)-peers/bin/python $(BENCH_ARGUMENTS)
 
 docs: $(VENV)/.runtime ## Write the generated parts of the documentation
 	$(BIN)/python -m cluster.generated_docs

@@ -3,6 +3,7 @@ hold.
 
 One run:          --seed 7 --minutes 4 --placement spread
 Many kills:       --kills 1000 --results FILE     (goes on where it was cut)
+A soak:           --maintenance --minutes 30 --results FILE
 Known failures:   --regressions
 """
 
@@ -22,8 +23,11 @@ from tests.chaos.regressions import regressions
 from tests.chaos.report import shown
 from tests.chaos.results import Results
 from tests.chaos.run import Options, Report, run
+from tests.chaos.soak.judging import PAIRS_MIN
+from tests.chaos.soak.results import write_soak
 
-_KILL_GAP_S = 2.0
+_GAP_S, _KILL_GAP_S, _SOAK_GAP_S = 3.0, 2.0, 7.0
+_KILL_RESULTS = Path("benchmarks/results/chaos.json")
 _IDLE_RUNS_MAX = 3
 _PLACEMENTS = [one.value for one in Placement]
 
@@ -32,7 +36,11 @@ def main(arguments: Sequence[str]) -> int:
     chosen = _parser().parse_args(arguments)
     if chosen.regressions:
         return _regressions(chosen)
+    if chosen.maintenance:
+        return _soak(chosen)
+    chosen.gap = chosen.gap or _GAP_S
     if chosen.kills:
+        chosen.results = chosen.results or _KILL_RESULTS
         return _kills(chosen)
     reports = [
         _one(_options(chosen, seed), chosen.out)
@@ -48,7 +56,19 @@ def _options(chosen: argparse.Namespace, seed: int) -> Options:
         placement=Placement(chosen.placement or Placement.TOGETHER),
         gap_s=chosen.gap,
         kinds=chosen.kinds,
+        maintenance=chosen.maintenance,
+        pairs=chosen.pairs,
     )
+
+
+def _soak(chosen: argparse.Namespace) -> int:
+    """All of maintenance at work, one run; its results."""
+    chosen.placement = chosen.placement or Placement.SPREAD.value
+    chosen.gap = chosen.gap or _SOAK_GAP_S
+    report = _one(_options(chosen, chosen.seed), chosen.out)
+    if chosen.results is not None:
+        write_soak(chosen.results, report)
+    return 0 if report.held else 1
 
 
 def _kills(chosen: argparse.Namespace) -> int:
@@ -103,15 +123,17 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=1, help="the schedule and the workload are functions of it")
     add("--minutes", type=float, default=3.0, help="how long faults are made in a run")
     add("--placement", choices=_PLACEMENTS, help="default: together; for kills spread, together")
-    add("--gap", type=float, default=3.0, help="mean seconds between two faults")
+    add("--gap", type=float, help="mean seconds between two faults")
     add("--repeat", type=int, default=1, help="so many runs, with the following seeds")
     add("--kills", type=int, help="runs of kills until so many have been made, over all calls")
     add(
         "--results",
         type=Path,
-        default=Path("benchmarks/results/chaos.json"),
-        help="the table that runs of kills add to; its Markdown stands beside it",
+        help="the table that runs of kills add to, or what a soak came to, as JSON; Markdown stands"
+        " beside it",
     )
+    add("--maintenance", action="store_true", help="a soak: all jobs at work without rest")
+    add("--pairs", type=int, default=PAIRS_MIN, help="questions that a soak has to keep")
     add("--regressions", action="store_true", help="run again what once did not hold")
     add("--kinds", type=_kinds, default=(), help="only these kinds of faults, commas between")
     add(

@@ -24,7 +24,7 @@ from tests.history.record import Ingest, Read, Status, Token, Wait
 _PATIENCE_S = 150.0
 _RETRY_S = (0.03, 0.1, 0.2, 0.4)
 #: What is worth another attempt; everything else is a verdict about the request.
-_AGAIN = frozenset(
+AGAIN = frozenset(
     {"unavailable", "backpressure", "rate_limited", "visibility_timeout", "outcome_unknown"}
 )
 _KNOWN_MAX = 256
@@ -190,12 +190,19 @@ class Reader:
     relaxed; waits for tokens; asks what became of batches."""
 
     def __init__(
-        self, session: Session, known: Known, *, randomness: random.Random, pace: Pace
+        self,
+        session: Session,
+        known: Known,
+        *,
+        randomness: random.Random,
+        pace: Pace,
+        whole_every_s: float = 20.0,
     ) -> None:
         self._session = session
         self._known = known
         self._random = randomness
         self._pace = pace
+        self._whole_every_s = whole_every_s
         self._whole_s = time.monotonic()
 
     async def run(self) -> None:
@@ -212,7 +219,7 @@ class Reader:
 
     async def _latest(self) -> Outcome:
         now_s = time.monotonic()
-        if now_s - self._whole_s > 20.0:
+        if now_s - self._whole_s > self._whole_every_s:
             self._whole_s = now_s
             return await self._read(Read(source.TABLES))
         return await self._read(Read(self._tables(), window=self._window()))
@@ -357,5 +364,5 @@ def _may_repeat(operation: Ingest, outcome: Outcome) -> bool:
     if operation.key is None:
         return False
     if outcome.says is Says.CODE:
-        return outcome.code in _AGAIN
+        return outcome.code in AGAIN
     return True

@@ -100,12 +100,17 @@ async def looked_at_files(
     are there."""
     rows = await superuser.rows(_FILES)
     present: dict[str, bool] = {}
-    problems: list[str] = []
+    found: dict[str, str] = {}
     for row in rows:
         problem = await asyncio.to_thread(_problem_of, objects, row)
         present[row["file_id"]] = (objects / row["object_key"]).is_file()
         if problem is not None:
-            problems.append(problem)
+            found[row["file_id"]] = problem
+    # Collection goes on: a file that the catalog names no more may go while we look.
+    named = {row["file_id"] for row in await superuser.rows(_FILES)} if found else set()
+    for file_id in found.keys() - named:
+        del present[file_id]
+    problems = [problem for file_id, problem in found.items() if file_id in named]
     files = tuple(
         msgspec.structs.replace(file, present=present.get(file.file_id)) for file in end_state.files
     )

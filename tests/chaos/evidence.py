@@ -20,9 +20,9 @@ from tests.chaos.stack import ChaosStack
 
 _WANTED = re.compile(
     r"ray_lakebus_(leases_lost|ranges_ended|publish_unknown|role_replaced|quarantined_entries"
-    r"|purged_segments|role_failures)(?:_total)?\{(.*)\} (\S+)$"
+    r"|purged_segments|role_failures|jobs_ended)(?:_total)?\{(.*)\} (\S+)$"
 )
-_TOLD = re.compile(r'(outcome|resolved|reason|cause|role)="([^"]*)"')
+_TOLD = re.compile(r'(kind|outcome|resolved|reason|cause|role)="([^"]*)"')
 
 
 class Evidence:

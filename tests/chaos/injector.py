@@ -28,6 +28,11 @@ from tests.chaos.victims import Process
 _RESTORED_S = 150.0
 _POLL_S = 0.1
 _TOLD_S = 12.0
+#: Of these there may be more than one for a while: the next job, whichever it is; a balancer that
+#: was replaced and still serves slow streams.
+_ONE_IS_WHOLE = frozenset({"job", "haproxy"})
+#: How long a job is waited for, and how far into it the blow falls at most.
+_JOB_COMES_S, _INTO_JOB_S = 15.0, 2.5
 _SIGNALS = {
     "reload_haproxy": signal.SIGUSR1,
     "restart_postgres_fast": signal.SIGINT,
@@ -46,6 +51,7 @@ _STARTS_ALL_ANEW = frozenset({"raylet", "gcs", "ray_host"})
 #: What the proxy does for each kind; a rule strikes until it is lifted.
 _RULES: Mapping[str, Mapping[str, Any]] = {
     "lost_publish_replies": {"act": "cut", "sql": "publish(", "probability": 0.5},
+    "lost_swap_replies": {"act": "cut", "sql": "publish_swap(", "probability": 0.7},
     "lost_append_replies": {"act": "cut", "sql": "append_group", "probability": 0.3},
     "lost_replies": {"act": "cut", "sql": "", "probability": 0.05},
     "partition": {"act": "hold"},
@@ -132,7 +138,7 @@ class Injector:
 
     async def _strike(self, fault: Fault, done: Done, number: int) -> None:
         kind = fault.known.victim
-        before = await asyncio.to_thread(victims.of_kind, self._stack.roots(), kind)
+        before = await self._living(fault)
         victim = _chosen(before, fault)
         done.victim = f"{kind}:{victim.pid}"
         done.began_s = time.monotonic()
@@ -143,10 +149,25 @@ class Injector:
 
     async def _freeze(self, fault: Fault, done: Done) -> None:
         kind = fault.known.victim
-        found = await asyncio.to_thread(victims.of_kind, self._stack.roots(), kind)
-        victim = _chosen(found, fault)
+        victim = _chosen(await self._living(fault), fault)
         done.victim = f"{kind}:{victim.pid}"
         await self._while_held(fault, _freezing(victim.mark), _thawing(victim.mark))
+
+    async def _living(self, fault: Fault) -> list[Process]:
+        """Who may be struck. A job comes and goes: one is waited for, and met somewhere in it."""
+        kind = fault.known.victim
+        deadline_s, into_s = time.monotonic() + _JOB_COMES_S, fault.dice * _INTO_JOB_S
+        while True:
+            found = await asyncio.to_thread(victims.of_kind, self._stack.roots(), kind)
+            if kind != "job" or time.monotonic() > deadline_s:
+                return found
+            if found:
+                await asyncio.sleep(into_s)
+                lasting = [process for process in found if process.mark.alive()]
+                if lasting:
+                    return lasting
+                into_s /= 2
+            await asyncio.sleep(_POLL_S)
 
     async def _watch(self, done: Done, kind: str, victim: Process, count: int) -> None:
         """Notes when the kind is whole again: as many as before, the victim not among them."""
@@ -156,6 +177,8 @@ class Injector:
                 if kind in ("backend", "postmaster"):
                     await processes.wait_gone(victim.mark)
                     await self._stack.superuser.until_there(timeout_s=_RESTORED_S)
+                elif kind in _ONE_IS_WHOLE:
+                    await self._as_many(kind, victim, 1)
                 elif kind in _STARTS_ALL_ANEW:
                     while self._stack.restarts <= restarts:
                         await asyncio.sleep(_POLL_S)

@@ -52,6 +52,7 @@ class Kind:
     :param victim: the kind of process that is struck (`tests/chaos/victims.py`), "" for none.
     :param weight: how many cards it has in the deck of an ordinary run.
     :param kill_weight: how many in the deck of a run of kills; 0: not in it.
+    :param soak_weight: how many in the deck of a soak; 0: not in it.
     :param hold_s: shortest and longest time that it lasts.
     :param quiet_s: how long after its end no process of Ray's side is struck, because the stack is
         still starting anew; faults of the database, disk and network go on.
@@ -63,6 +64,7 @@ class Kind:
     placements: frozenset[Placement] = _ALL
     weight: int = 1
     kill_weight: int = 0
+    soak_weight: int = 0
     hold_s: tuple[float, float] = (0.0, 0.0)
     quiet_s: float = 0.0
     needs: frozenset[Need] = frozenset()
@@ -87,6 +89,7 @@ def _kill(
     victim: str,
     weight: int,
     kill_weight: int = 0,
+    soak_weight: int = 0,
     *,
     placements: frozenset[Placement] = _ALL,
     quiet_s: float = 0.0,
@@ -98,6 +101,7 @@ def _kill(
         placements=placements,
         weight=weight,
         kill_weight=kill_weight,
+        soak_weight=soak_weight,
         quiet_s=quiet_s,
     )
 
@@ -109,13 +113,16 @@ def _freeze(
     *,
     placements: frozenset[Placement] = _ALL,
     weight: int = 1,
+    soak_weight: int = 0,
+    name: str = "",
 ) -> Kind:
     return Kind(
-        name=f"freeze_{victim}",
+        name=name or f"freeze_{victim}",
         group=Group.FREEZE,
         victim=victim,
         placements=placements,
         weight=weight,
+        soak_weight=soak_weight,
         hold_s=(low, high),
     )
 
@@ -129,34 +136,40 @@ def _node(name: str, low: float, high: float, *, weight: int) -> Kind:
 # fmt: off
 KINDS: tuple[Kind, ...] = (
     # Ours.
-    _kill("core", 3, 6, placements=_TOGETHER),
-    _kill("coordinator", 3, 7, placements=_APART),
-    _kill("publisher", 2, 3, placements=_APART),
-    _kill("lease_manager", 2, 3, placements=_APART),
-    _kill("role_supervisor", 1, 2, placements=_APART),
-    _kill("ingest_replica", 2, 2),
-    _kill("query_replica", 2, 2),
-    _kill("query_child", 3, 9),
+    _kill("core", 3, 6, 8, placements=_TOGETHER),
+    _kill("coordinator", 3, 7, 4, placements=_APART),
+    _kill("publisher", 2, 3, 3, placements=_APART),
+    _kill("lease_manager", 2, 3, 2, placements=_APART),
+    _kill("role_supervisor", 1, 2, 1, placements=_APART),
+    _kill("ingest_replica", 2, 2, 2),
+    _kill("query_replica", 2, 2, 3),
+    _kill("query_child", 3, 9, 4),
+    # Jobs of maintenance are drawn in a soak only: elsewhere there may be none to strike.
+    _kill("maintainer", 0, 0, 3, placements=_APART),
+    _kill("job", 0, 0, 10),
     # Ray's.
-    _kill("serve_controller", 1, 1),
+    _kill("serve_controller", 1, 1, 1),
     _kill("proxy_actor", 1, 1),
     _kill("haproxy_manager", 1, 1),
-    _kill("haproxy", 2, 1),
+    _kill("haproxy", 2, 1, 1),
     _kill("ray_agent", 1, quiet_s=_RESTART_S),
     _kill("raylet", 1, quiet_s=_RESTART_S, placements=_ONE_NODE),
     _kill("gcs", 1, quiet_s=_GCS_S, placements=_ONE_NODE),
-    _kill("ray_host", 1, quiet_s=_RESTART_S),
-    Kind("kill_up", Group.STACK, "up", quiet_s=_RESTART_S),
+    _kill("ray_host", 1, 0, 1, quiet_s=_RESTART_S),
+    Kind("kill_up", Group.STACK, "up", soak_weight=1, quiet_s=_RESTART_S),
     # PostgreSQL's.
-    _kill("postmaster", 2, 4),
-    _kill("backend", 3, 14),
+    _kill("postmaster", 2, 4, 3),
+    _kill("backend", 3, 14, 6),
     # Stopped past the end of a lease, then gone on.
-    _freeze("core", 2.5, 5.0, placements=_TOGETHER, weight=2),
-    _freeze("coordinator", 2.5, 6.0, placements=_APART, weight=4),
-    _freeze("publisher", 2.5, 5.0, placements=_APART, weight=2),
+    _freeze("core", 2.5, 5.0, placements=_TOGETHER, weight=2, soak_weight=2),
+    _freeze("coordinator", 2.5, 6.0, placements=_APART, weight=4, soak_weight=2),
+    _freeze("publisher", 2.5, 5.0, placements=_APART, weight=2, soak_weight=1),
     _freeze("lease_manager", 2.5, 5.0, placements=_APART, weight=2),
     _freeze("ingest_replica", 1.5, 5.0),
     _freeze("query_replica", 1.5, 5.0),
+    # Beyond the life of its pin, and of the lease of its job.
+    _freeze("query_replica", 22.0, 28.0, weight=0, soak_weight=2, name="starve_query_replica"),
+    _freeze("job", 5.5, 9.0, weight=0, soak_weight=3),
     _freeze("query_child", 1.0, 3.0),
     _freeze("serve_controller", 2.0, 8.0),
     _freeze("haproxy", 1.0, 3.0),
@@ -167,21 +180,26 @@ KINDS: tuple[Kind, ...] = (
     Kind("restart_postgres_fast", Group.SIGNAL, "postmaster"),
     Kind("restart_postgres_immediate", Group.SIGNAL, "postmaster"),
     # Connections.
-    Kind("end_backend", Group.SESSIONS, weight=1, kill_weight=10),
-    Kind("end_backends", Group.SESSIONS, weight=2, hold_s=(1.5, 4.0)),
+    Kind("end_backend", Group.SESSIONS, weight=1, kill_weight=10, soak_weight=4),
+    Kind("end_backends", Group.SESSIONS, weight=2, soak_weight=2, hold_s=(1.5, 4.0)),
     Kind("full_pool", Group.SESSIONS, weight=2, hold_s=(3.0, 6.0)),
-    Kind("held_tables", Group.SESSIONS, hold_s=(5.0, 15.0)),
-    Kind("held_head", Group.SESSIONS, hold_s=(0.5, 2.5)),
+    Kind("held_tables", Group.SESSIONS, soak_weight=1, hold_s=(5.0, 15.0)),
+    Kind("held_head", Group.SESSIONS, soak_weight=1, hold_s=(0.5, 2.5)),
     # Disks.
     Kind("full_objects", Group.DISK, weight=2, hold_s=(2.0, 5.0), needs=frozenset({Need.ROOT})),
     Kind("objects_away", Group.DISK, weight=2, hold_s=(1.5, 4.0)),
     Kind("full_data", Group.DISK, hold_s=(1.5, 4.0), placements=_TOGETHER,
          needs=frozenset({Need.ROOT, Need.OWN_DISK})),
     # The way to PostgreSQL.
-    Kind("lost_publish_replies", Group.NETWORK, placements=_APART, weight=2, hold_s=(3.0, 8.0)),
+    Kind("lost_publish_replies", Group.NETWORK, placements=_APART, weight=2, soak_weight=1,
+         hold_s=(3.0, 8.0)),
+    Kind("lost_swap_replies", Group.NETWORK, placements=_APART, weight=0, soak_weight=2,
+         hold_s=(3.0, 8.0)),
     Kind("lost_append_replies", Group.NETWORK, placements=_APART, weight=2, hold_s=(3.0, 8.0)),
-    Kind("lost_replies", Group.NETWORK, placements=_APART, weight=2, hold_s=(3.0, 8.0)),
-    Kind("partition", Group.NETWORK, placements=_APART, weight=2, hold_s=(2.0, 6.0)),
+    Kind("lost_replies", Group.NETWORK, placements=_APART, weight=2, soak_weight=1,
+         hold_s=(3.0, 8.0)),
+    Kind("partition", Group.NETWORK, placements=_APART, weight=2, soak_weight=1,
+         hold_s=(2.0, 6.0)),
     Kind("black_hole", Group.NETWORK, placements=_APART, hold_s=(2.0, 5.0)),
     Kind("reset_connections", Group.NETWORK, placements=_APART),
     Kind("slow_network", Group.NETWORK, placements=_APART, hold_s=(3.0, 8.0)),
@@ -196,7 +214,11 @@ BY_NAME = {kind.name: kind for kind in KINDS}
 
 
 def available(
-    placement: Placement, *, offers: Iterable[Need] = (), kills: bool = False
+    placement: Placement,
+    *,
+    offers: Iterable[Need] = (),
+    kills: bool = False,
+    maintenance: bool = False,
 ) -> tuple[Kind, ...]:
     """The kinds that can be done, in the order of the table."""
 
@@ -206,5 +228,13 @@ def available(
         for kind in KINDS
         if placement in kind.placements
         and kind.needs <= offered
-        and (kind.kill_weight > 0 or not kills)
+        and cards_of(kind, kills=kills, maintenance=maintenance) > 0
     )
+
+
+def cards_of(kind: Kind, *, kills: bool = False, maintenance: bool = False) -> int:
+    """How many cards a kind has in the deck of such a run."""
+
+    if maintenance:
+        return kind.soak_weight
+    return kind.kill_weight if kills else kind.weight

@@ -8,6 +8,7 @@ from typing import Any
 
 from tests.chaos.recovery import quantile
 from tests.chaos.run import Report
+from tests.chaos.soak.side import Told
 from tests.chaos.verdict import shown as first_of
 
 
@@ -26,6 +27,8 @@ def shown(report: Report) -> str:
         told = ", ".join(f"{end} {count}" for end, count in ends.items())
         lines.append(f"  {kind:<7} {told}")
     lines += ["faults (seconds until served again, until whole again):", *_fault_lines(report)]
+    if report.soak is not None:
+        lines += ["maintenance:", *_soak_lines(report.soak)]
     if report.evidence:
         lines.append("metrics: " + ", ".join(f"{k} {v}" for k, v in report.evidence.items()))
     lines += [report.verdict, f"kept in {report.folder}"]
@@ -51,3 +54,17 @@ def _spread(values: Iterable[float | None]) -> str:
     if not known:
         return "-"
     return f"{quantile(known, 0.5)} / {max(known)}"
+
+
+def _soak_lines(told: Told) -> Iterable[str]:
+    yield f"  rows acknowledged {told.rows_acknowledged}, publications {told.publications}"
+    for name, what in told.clients.items():
+        yield f"  {name}: {what}"
+    for kind, sums in told.jobs.items():
+        yield f"  {kind}: " + ", ".join(f"{name} {value}" for name, value in sums.items())
+    for table, numbers in told.files.get("tables", {}).items():
+        yield f"  files of {table}: {numbers}"
+    yield f"  lake: most {told.files.get('lake_max')}, at the end {told.files.get('lake_at_end')}"
+    yield f"  validation at the end: {dict(told.validation)}"
+    for name, figures in told.latencies.items():
+        yield f"  {name}: {figures}"

@@ -21,6 +21,9 @@ from tests.chaos.injector import Done, Injector
 from tests.chaos.kinds import Placement, available
 from tests.chaos.schedule import Fault
 from tests.chaos.session import Place, Session
+from tests.chaos.soak.judging import PAIRS_MIN
+from tests.chaos.soak.settings import SETTINGS as SOAK_SETTINGS
+from tests.chaos.soak.side import SoakSide, Told
 from tests.chaos.stack import ChaosStack, StackDown
 from tests.chaos.workload import WorkloadConfig
 from tests.history.checker import check
@@ -31,6 +34,8 @@ from tests.history.recorder import Recorder
 _PRINCIPALS = ("alice", "bob")
 _PROCESSES = 2
 _SERVED_S, _DRAINED_S, _CLIENTS_END_S = 150.0, 120.0, 200.0
+#: A stack that starts anew takes no load meanwhile: little of a soak is for that.
+_SOAK_HEAVY_SHARE = 0.1
 #: Request numbers of the run itself, beyond those of the client processes.
 _OWN_REQUESTS = 1_000_000_000
 
@@ -38,7 +43,8 @@ _OWN_REQUESTS = 1_000_000_000
 @dataclass(frozen=True, slots=True)
 class Options:
     """What is run. `kinds`: only these, by name; empty: all that can be done. `settings`:
-    environment settings of the stack beyond those of every run."""
+    environment settings of the stack beyond those of every run. `maintenance`: a soak, in which
+    `pairs` questions are asked again and again at the snapshots that answered them."""
 
     seed: int
     seconds: float
@@ -49,6 +55,8 @@ class Options:
     writers: int = 3
     readers: int = 2
     settings: tuple[tuple[str, str], ...] = ()
+    maintenance: bool = False
+    pairs: int = PAIRS_MIN
 
 
 @dataclass(slots=True)
@@ -65,6 +73,7 @@ class Report:
     served_after_s: float | None = None
     drained_after_s: float | None = None
     verdict: str = ""
+    soak: Told | None = None
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -82,7 +91,11 @@ async def run(options: Options, folder: Path, *, say: Callable[[str], None] = pr
     logs and files."""
     folder.mkdir(parents=True, exist_ok=True)
     report = Report(options, folder, machine.describe())
-    stack = ChaosStack(options.placement, logs=folder, settings=dict(options.settings))
+    settings = (dict(SOAK_SETTINGS) if options.maintenance else {}) | dict(options.settings)
+    # What tags keep of half an hour is more than a disk that is there to be filled.
+    stack = ChaosStack(
+        options.placement, logs=folder, settings=settings, small_disk=not options.maintenance
+    )
     work = _Work(options, report, stack, say)
     try:
         await work.run()
@@ -111,6 +124,16 @@ class _Work:
         self._folder = report.folder
         self._clients: list[Child] = []
         self._faults: tuple[Fault, ...] = ()
+        self._soak: SoakSide | None = None
+        if options.maintenance:
+            self._soak = SoakSide(
+                stack,
+                self._folder,
+                seed=options.seed,
+                seconds=options.seconds,
+                pairs=options.pairs,
+            )
+            report.soak = self._soak.told
 
     async def run(self) -> None:
         options, report = self._options, self._report
@@ -137,6 +160,8 @@ class _Work:
             truth = await self._look(session)
             session.close()
         finally:
+            if self._soak is not None:
+                await self._soak.abandon()
             collecting.cancel()
             await asyncio.gather(collecting, return_exceptions=True)
             recorder.close()
@@ -149,7 +174,12 @@ class _Work:
 
     def _plan(self) -> None:
         options = self._options
-        kinds = available(options.placement, offers=self._stack.offers, kills=options.kills)
+        kinds = available(
+            options.placement,
+            offers=self._stack.offers,
+            kills=options.kills,
+            maintenance=options.maintenance,
+        )
         if options.kinds:
             kinds = tuple(kind for kind in kinds if kind.name in options.kinds)
         self._faults = schedule.schedule(
@@ -158,6 +188,8 @@ class _Work:
             seconds=options.seconds,
             gap_s=options.gap_s,
             kills=options.kills,
+            maintenance=options.maintenance,
+            heavy_share=_SOAK_HEAVY_SHARE if options.maintenance else 0.5,
         )
         (self._folder / "schedule.json").write_text(schedule.as_json(self._faults))
         self._say(f"{len(self._faults)} faults of {len(kinds)} kinds are planned")
@@ -172,6 +204,8 @@ class _Work:
             made = await session.create_table(table, source.columns())
             if not made.ok:
                 raise StackDown(f"the table {table} could not be made: {made.code}")
+        if self._soak is not None:
+            await self._soak.make_tables(session)
 
     async def _start_clients(self, *, codec_secret: str, session: Session) -> None:
         keys = {}
@@ -194,6 +228,7 @@ class _Work:
                 record=str(self._folder / f"clients-{index}.jsonl"),
                 writers=self._options.writers,
                 readers=self._options.readers,
+                whole_every_s=max(20.0, self._options.seconds / 20),
             )
             path = self._stack.folder / f"clients-{index}.json"
             config.write(path)
@@ -204,6 +239,8 @@ class _Work:
             )
         for client in self._clients:
             await client.hear(timeout_s=60.0)
+        if self._soak is not None:
+            await self._soak.start(token_secret=codec_secret)
 
     # --- during ---------------------------------------------------------------------------------
 
@@ -214,8 +251,9 @@ class _Work:
         said_s = zero_s
         while not playing.done():
             await asyncio.wait((playing,), timeout=5.0)
+            soaking = self._soak is None or self._soak.alive()
             for client in self._clients:
-                if not client.mark.alive():
+                if not client.mark.alive() or not soaking:
                     raise ChildFailed("a client process has ended; its log says why")
             if time.monotonic() - said_s > 30.0:
                 said_s = time.monotonic()
@@ -240,7 +278,10 @@ class _Work:
         served = self._report.served_after_s is not None
         patience_s = _CLIENTS_END_S if served else 20.0
         clients, self._clients = self._clients, []
-        codes = await asyncio.gather(*(client.end(timeout_s=patience_s) for client in clients))
+        soak = self._soak.stop() if served and self._soak is not None else asyncio.sleep(0)
+        codes, _ = await asyncio.gather(
+            asyncio.gather(*(client.end(timeout_s=patience_s) for client in clients)), soak
+        )
         self._report.problems += [
             f"client process {n} ended with {code}" for n, code in enumerate(codes) if code != 0
         ]
@@ -258,7 +299,10 @@ class _Work:
         except ending.Hangs as error:
             report.problems.append(str(error))
         if report.served_after_s is not None:
+            session.close()  # it was idle for so long that the balancer may have ended it
             report.problems += await ending.last_reads(session)
+            if self._soak is not None:
+                await self._soak.finish(session, say=self._say)
         try:
             truth = await dump_postgres(superuser_dsn(stack.database_folder), drained=drained)
             truth, problems = await ending.looked_at_files(
@@ -281,6 +325,8 @@ class _Work:
         if not found.ok:
             report.problems.append("the checker found anomalies: see the verdict")
         report.problems += verdict.findings(history)
+        if self._soak is not None:
+            report.problems += self._soak.judge(history, truth, report.evidence)
         report.problems += verdict.late_failures(history, healthy_since=healthy_since)
         minima = verdict.Minima.of(seconds=options.seconds, planned=len(self._faults))
         report.problems += verdict.too_little(history, injector.done, minima)

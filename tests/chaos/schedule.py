@@ -13,7 +13,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from tests.chaos.kinds import BY_NAME, Kind
+from tests.chaos.kinds import BY_NAME, Kind, cards_of
 
 _FIRST_S = 3.0
 _ORDINALS = 1 << 16
@@ -47,6 +47,7 @@ def schedule(
     seconds: float,
     gap_s: float,
     kills: bool = False,
+    maintenance: bool = False,
     heavy_share: float = 0.5,
 ) -> tuple[Fault, ...]:
     """Faults of a run of so many seconds, in order of their moment; all end within it.
@@ -57,7 +58,10 @@ def schedule(
 
     if not kinds:
         raise ValueError("there is no kind of fault to draw from")
-    draw = _Deck(random.Random(f"chaos/{seed}"), kinds, kills=kills)
+    cards = [
+        kind for kind in kinds for _ in range(cards_of(kind, kills=kills, maintenance=maintenance))
+    ]
+    draw = _Deck(random.Random(f"chaos/{seed}"), cards)
     heavy_left_s = seconds * heavy_share
     faults: list[Fault] = []
     at_s, quiet_until_s = _FIRST_S, 0.0
@@ -79,11 +83,9 @@ def schedule(
 class _Deck:
     """Cards of kinds; what cannot be played now stays on top for later."""
 
-    def __init__(self, randomness: random.Random, kinds: Sequence[Kind], *, kills: bool) -> None:
+    def __init__(self, randomness: random.Random, cards: Sequence[Kind]) -> None:
         self.randomness = randomness
-        self._cards = [
-            kind for kind in kinds for _ in range(kind.kill_weight if kills else kind.weight)
-        ]
+        self._cards = list(cards)
         self._deck: list[Kind] = []
 
     def next(self, *, on_ray: bool, heavy_s_max: float) -> Kind | None:

@@ -159,8 +159,11 @@ class Session:
             ),
         )
 
-    async def create_table(self, table: str, columns: Sequence[Mapping[str, Any]]) -> Outcome:
-        document = {"name": table, "columns": list(columns)}
+    async def create_table(
+        self, table: str, columns: Sequence[Mapping[str, Any]], **more: Any
+    ) -> Outcome:
+        """`more`: partition_by and other members of the call."""
+        document = {"name": table, "columns": list(columns), **more}
 
         def understood(answer: Any) -> Result:
             token = self.decoded(answer["visibility_token"])

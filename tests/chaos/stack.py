@@ -72,15 +72,24 @@ class ChaosStack:
     """One stack and what is around it. Use as `async with`; `start` waits until it answers."""
 
     def __init__(
-        self, placement: Placement, *, logs: Path, settings: Mapping[str, str] | None = None
+        self,
+        placement: Placement,
+        *,
+        logs: Path,
+        settings: Mapping[str, str] | None = None,
+        small_disk: bool = True,
     ) -> None:
+        """`small_disk`: objects lie on a small file system of their own, which can be filled."""
         self.placement = placement
         self.folder = new_data_dir()
         self.logs = logs
         self._settings = dict(settings or {})
         own_disk = may_mount()
         embedded = placement is Placement.TOGETHER
-        self.disk = Disk(self.folder / "disk", size_bytes=_OBJECTS_DISK_BYTES if own_disk else None)
+        self.disk = Disk(
+            self.folder / "disk",
+            size_bytes=_OBJECTS_DISK_BYTES if own_disk and small_disk else None,
+        )
         self.data = Disk(
             self.folder / "stack",
             size_bytes=_DATA_DISK_BYTES if own_disk and embedded else None,

@@ -47,6 +47,8 @@ _TESTS: dict[str, Callable[[Process], bool]] = {
     "publisher": _role("publisher"),
     "lease_manager": _role("lease_manager"),
     "role_supervisor": _role("supervisor"),
+    "maintainer": _role("maintenance"),
+    "job": _titled("ray::lakebus:job:"),
     "ingest_replica": _titled("ray::ServeReplica:api"),
     "query_replica": _titled("ray::ServeReplica:query"),
     "query_child": _titled("storage.engine.child_main"),

@@ -43,6 +43,7 @@ class WorkloadConfig:
     writers: int = 3
     readers: int = 2
     pace_s: tuple[float, float] = (0.02, 0.12)
+    whole_every_s: float = 20.0
 
     @property
     def process(self) -> str:
@@ -108,7 +109,13 @@ def _clients(
         for n in range(config.writers)
     ]
     made += [
-        Reader(session(f"reader-{n}", n), known, randomness=dice(f"reader-{n}"), pace=pace)
+        Reader(
+            session(f"reader-{n}", n),
+            known,
+            randomness=dice(f"reader-{n}"),
+            pace=pace,
+            whole_every_s=config.whole_every_s,
+        )
         for n in range(config.readers)
     ]
     made.append(Probe(session("probe", 0, timeout_s=6.0), known))

@@ -38,7 +38,9 @@ class ShardEnd(msgspec.Struct, frozen=True, gc=False):
 
 
 class SnapshotFact(msgspec.Struct, frozen=True):
-    """`published_at` is RFC 3339 with microseconds in UTC, so that text order is time order."""
+    """`published_at` is RFC 3339 with microseconds in UTC, so that text order is time order. By
+    table, `rows_added`, `rows_removed` and `files_added` are what its summary says; `expired`: no
+    reader may ask for it any more, and its files may be gone."""
 
     snapshot_id: int
     parent_id: int | None
@@ -47,6 +49,9 @@ class SnapshotFact(msgspec.Struct, frozen=True):
     operation: str
     watermark: dict[int, int]
     rows_added: dict[str, int] = {}
+    rows_removed: dict[str, int] = {}
+    files_added: dict[str, int] = {}
+    expired: bool = False
 
 
 class Range(msgspec.Struct, frozen=True, gc=False):
@@ -89,7 +94,8 @@ class QuarantineFact(msgspec.Struct, frozen=True, gc=False):
 
 class EndState(msgspec.Struct, frozen=True):
     """`drained`: whoever took the dump waited until the bus had nothing left to do. `skipped`
-    are (shard, lo, hi) that a restore gave up, `purged` those of which nothing is known now."""
+    are (shard, lo, hi) that a restore gave up, `purged` those of which nothing is known now.
+    `collected`: by table, how many data files collection has removed from the catalog."""
 
     lines: tuple[Line, ...]
     shards: tuple[ShardEnd, ...]
@@ -101,6 +107,7 @@ class EndState(msgspec.Struct, frozen=True):
     drained: bool
     skipped: tuple[tuple[int, int, int], ...] = ()
     purged: tuple[tuple[int, int, int], ...] = ()
+    collected: dict[str, int] = {}
 
 
 def write_end_state(path: Path, end_state: EndState) -> None:
@@ -118,7 +125,8 @@ _LINES = """SELECT history_serial, history_id, parent_serial, fork_snapshot_id, 
 _SHARDS = """SELECT s.shard, s.next_append, l.watermark[s.shard + 1] AS watermark
   FROM lakebus.bus_shard s, lakebus.lake l ORDER BY s.shard"""
 _SNAPSHOTS = """SELECT snapshot_id, parent_id, history_serial, published_at, operation, watermark,
-       summary -> 'tables' AS tables FROM lakebus.snapshot ORDER BY snapshot_id"""
+       summary -> 'tables' AS tables, expired_at IS NOT NULL AS expired
+  FROM lakebus.snapshot ORDER BY snapshot_id"""
 # What a restore skipped is kept as a range of the snapshot that began its line (F3).
 _RANGES = """SELECT r.shard, r.lo, r.hi, r.snapshot_id,
        coalesce(s.operation, '') = 'restore' AS skip
@@ -139,6 +147,10 @@ _ENTRIES = """SELECT e.history_serial, e.shard, e.position, e.rows, r.snapshot_i
  ORDER BY e.shard, e.position"""
 _QUARANTINED = """SELECT history_serial, shard, position, successor_batch_id
   FROM lakebus.bus_quarantine WHERE kind = 'entry' ORDER BY quarantine_id"""
+# Published files only: an orphan was never in the catalog.
+_COLLECTED = """SELECT t.name, c.table_id, count(*) AS files
+  FROM lakebus.condemned_file c LEFT JOIN lakebus.lake_table t USING (table_id)
+ WHERE c.reason = 'unreferenced' AND c.state <> 'condemned' GROUP BY 1, 2"""
 _TABLE_NAMES = "SELECT table_id, name FROM lakebus.lake_table"
 
 
@@ -172,6 +184,9 @@ async def read_database(
         quarantined=tuple(_quarantine(r) for r in await connection.fetch(_QUARANTINED)),
         drained=drained,
         skipped=tuple((r["shard"], r["lo"], r["hi"]) for r in ranges if r["skip"]),
+        collected={
+            r["name"] or f"#{r['table_id']}": r["files"] for r in await connection.fetch(_COLLECTED)
+        },
     )
 
 
@@ -194,15 +209,18 @@ def _snapshot(row: asyncpg.Record, names: Mapping[int, str]) -> SnapshotFact:
         published_at=format_time(row["published_at"]),
         operation=row["operation"],
         watermark=dict(enumerate(row["watermark"])),
-        rows_added=_rows_added(tables, names),
+        rows_added=_told(tables, names, "rows_added"),
+        rows_removed=_told(tables, names, "rows_removed"),
+        files_added=_told(tables, names, "files_added"),
+        expired=row["expired"],
     )
 
 
-def _rows_added(tables: Mapping[str, Any], names: Mapping[int, str]) -> dict[str, int]:
+def _told(tables: Mapping[str, Any], names: Mapping[int, str], what: str) -> dict[str, int]:
     return {
-        names.get(int(table_id), table_id): what["rows_added"]
-        for table_id, what in tables.items()
-        if "rows_added" in what
+        names.get(int(table_id), table_id): table[what]
+        for table_id, table in tables.items()
+        if what in table
     }
 
 
@@ -259,7 +277,9 @@ def dump_memory(lake: MemoryLake, *, drained: bool) -> EndState:
                 published_at=format_time(snapshot.published_at),
                 operation=snapshot.operation,
                 watermark=dict(snapshot.watermark),
-                rows_added=_rows_added(_tables_of(snapshot.summary), names),
+                rows_added=_told(_tables_of(snapshot.summary), names, "rows_added"),
+                rows_removed=_told(_tables_of(snapshot.summary), names, "rows_removed"),
+                files_added=_told(_tables_of(snapshot.summary), names, "files_added"),
             )
             for number, snapshot in sorted(state.snapshots.items())
         ),
