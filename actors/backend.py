@@ -21,6 +21,7 @@ from storage.bus.interface import IngestBus
 from storage.catalog.interface import Catalog
 from storage.engine.settings import EngineSettings
 from storage.files.objects import ObjectStore
+from storage.maintenance.erasing import Erasing
 from storage.maintenance.inspection import Inspection
 from storage.maintenance.interface import Upkeep
 from storage.maintenance.jobs import JobStore
@@ -48,6 +49,7 @@ class Backend:
     tracing: Tracing = NO_TRACING
     upkeep: Upkeep | None = None
     inspection: Inspection | None = None
+    erasing: Erasing | None = None
     jobs: JobStore | None = None
     engine: EngineSettings | None = None
     jobs_dir: Path | None = None

@@ -66,6 +66,7 @@ async def run_claimed(
             note=note,
             inspection=backend.inspection,
             metrics=metrics,
+            erasing=backend.erasing,
         )
         return await body(context, claim.job)
     finally:

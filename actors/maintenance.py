@@ -277,7 +277,10 @@ class Maintainer:
 
     async def _outcome(self, claim: JobClaim) -> str:
         job = claim.job
-        if job.attempt > self._settings.attempts_max and not await self._has_published(job):
+        begun_too_often = (
+            job.attempt > self._settings.attempts_max and job.kind is not JobKind.ERASE
+        )
+        if begun_too_often and not await self._has_published(job):
             # It takes its process down each time.
             text = f"the job was begun {job.attempt - 1} times and never came to an end"
             await self._fail(claim, {"code": "internal_error", "detail": text})

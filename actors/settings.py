@@ -85,8 +85,8 @@ class MaintainerSettings:
 
     :param enabled: submit the periodic jobs; jobs that somebody asked for run in any case.
     :param tick_ms: time between two looks at what is due and what is there to run.
-    :param jobs_at_once: jobs that one maintainer has running, of those that rewrite files and of the
-        others each.
+    :param jobs_at_once: jobs that one maintainer has running: so many that rewrite files, and so
+        many of the others.
     :param lease_ttl_s: how long a job stays with a worker that does not renew.
     :param attempts_max: tries of one job.
     :param backoff_s, backoff_s_max: pause after a failed try, doubling.

@@ -35,6 +35,7 @@ from storage.engine.engine import QueryEngine
 from storage.files.objects import LocalObjectStore
 from storage.ingesting.batches import BatchService
 from storage.ingesting.deletes import DeleteService
+from storage.ingesting.erasures import ErasureService
 from storage.ingesting.keyring import KeyRing
 from storage.ingesting.quarantine import QuarantineService
 from storage.ingesting.service import IngestService
@@ -45,7 +46,7 @@ from storage.postgres import PostgresLake
 from storage.reading.barrier import Barrier
 from storage.reading.changes import ChangeReader
 from storage.reading.manifest import Manifest
-from storage.reading.pins import PinKeeper, PinSettings
+from storage.reading.pins import PinKeeper
 from storage.reading.planning import Planner
 from storage.reading.postgres_listener import PostgresHeadListener
 from storage.reading.predicates import PredicateChecker
@@ -92,6 +93,7 @@ async def open_backend(path: str) -> Backend:
         tracing=_tracing(settings, "roles"),
         upkeep=lake.upkeep,
         inspection=lake.inspection,
+        erasing=lake.erasing,
         jobs=lake.jobs,
         engine=components.job_engine_settings(settings),
         jobs_dir=components.jobs_dir(settings),
@@ -214,6 +216,14 @@ async def _api(
             codec=lake.codec,
             keys=lake.keys,
         ),
+        erasures=ErasureService(
+            jobs=lake.jobs,
+            tables=tables,
+            resolver=reading.resolver,
+            codec=lake.codec,
+            keys=lake.keys,
+            bus=lake.bus,
+        ),
         batches=BatchService(bus=lake.bus, watcher=reading.watcher),
         quarantine=QuarantineService(
             bus=lake.bus, catalog=lake.catalog, keys=lake.keys, settings=ingesting
@@ -263,7 +273,7 @@ async def _query(stack: AsyncExitStack, reading: _Reading, *, metrics: Metrics) 
 async def _open_pins(stack: AsyncExitStack, reading: _Reading) -> PinKeeper:
     """The claim of this process on the files it reads. Queries wait for the first grant."""
 
-    settings, watcher = PinSettings(), reading.watcher
+    settings, watcher = components.pin_settings(reading.settings), reading.watcher
 
     async def head() -> Head:
         known = watcher.head_within(settings.renew_s)

@@ -26,6 +26,7 @@ from cluster import status as status_module
 from cluster.client_commands import ingest, query
 from cluster.delete_command import delete
 from cluster.down import take_down
+from cluster.erase_command import erase
 from cluster.keys_command import create_key
 from cluster.maintain_command import jobs, maintain, tags
 from cluster.repair_command import repair
@@ -281,6 +282,7 @@ def version() -> int:
 cli.add_command(ingest)
 cli.add_command(query)
 cli.add_command(delete)
+cli.add_command(erase)
 cli.add_command(maintain)
 cli.add_command(jobs)
 cli.add_command(tags)

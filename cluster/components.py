@@ -25,6 +25,7 @@ from storage.ingesting.requests import IngestSettings
 from storage.maintenance.settings import MaintenanceSettings
 from storage.postgres import PostgresLake
 from storage.postgres.pool import PoolSettings
+from storage.reading.pins import PinSettings
 from storage.reading.query import QueryLimits
 
 SETTINGS_FILE = "secrets/settings.json"
@@ -141,6 +142,18 @@ def query_limits(settings: Settings) -> QueryLimits:
         rows_max=query.rows_max,
         bytes_max=query.result_bytes_max,
         timeout_ms=query.timeout_ms_default,
+    )
+
+
+def pin_settings(settings: Settings) -> PinSettings:
+    """A short life is renewed more often: some renewals may fail before queries are stopped."""
+
+    ttl_s = settings.query.pin_ttl_s
+    return PinSettings(
+        renew_s=min(5.0, ttl_s / 5),
+        ttl_s=ttl_s,
+        margin_s=min(10.0, ttl_s / 5),
+        call_s=min(10.0, ttl_s / 4),
     )
 
 

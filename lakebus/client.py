@@ -26,6 +26,7 @@ from urllib.parse import quote, urlencode
 from lakebus import errors
 from lakebus.client_admin import Administration
 from lakebus.client_async import AsyncClient
+from lakebus.client_erasures import Erasures
 from lakebus.client_forms import (
     ARROW,
     JSON,
@@ -69,7 +70,7 @@ def connect_async(url: str, api_key: str, *, timeout_s: float = TIMEOUT_S) -> As
     return AsyncClient(Client(url, api_key, timeout_s=timeout_s))
 
 
-class Client(Administration):
+class Client(Administration, Erasures):
     """See the module. `timeout_s` is the budget of one call, retries included."""
 
     def __init__(self, url: str, api_key: str, *, timeout_s: float = TIMEOUT_S) -> None:
@@ -250,9 +251,8 @@ class Client(Administration):
         """What became of a delete; waits up to `wait_s` for its end. Raises JobNotFound, and the
         error of a delete that failed."""
 
-        query = {"timeout_ms": str(round(wait_s * 1000))}
         path = f"/v1/tables/{quote(table, safe='')}/deletes/{quote(job_id, safe='')}"
-        return deleted_of(self._read("GET", path, query))
+        return deleted_of(self._read("GET", path, {"timeout_ms": str(round(wait_s * 1000))}))
 
     # --- answers out ------------------------------------------------------------------------
 

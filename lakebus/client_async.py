@@ -31,6 +31,8 @@ class AsyncClient:
         self.batch = _awaitable(client.batch)
         self.delete = _awaitable(client.delete)
         self.deletion = _awaitable(client.deletion)
+        self.erase = _awaitable(client.erase)
+        self.erasure = _awaitable(client.erasure)
         self.query = _awaitable(client.query)
         self.query_arrow = _awaitable(client.query_arrow)
         self.changes_page = _awaitable(client.changes_page)

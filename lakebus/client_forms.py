@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from lakebus import errors
 from lakebus.client_http import Exchange, TransportFailed
-from lakebus.client_results import Deleted
+from lakebus.client_results import Deleted, Erased
 from lakebus.clock import format_time, parse_time
 from lakebus.receipts import Receipt
 
@@ -148,6 +148,25 @@ def deleted_of(document: Mapping[str, Any]) -> Deleted:
         evaluated_at_snapshot_id=document["evaluated_at_snapshot_id"],
         rows=document["deleted_rows"],
         token=document["visibility_token"],
+    )
+
+
+def erased_of(document: Mapping[str, Any]) -> Erased:
+    """Raises the error of an erasure that failed."""
+
+    if document["state"] == "failed":
+        said = document.get("error") or {}
+        kind = _BY_CODE.get(said.get("code", ""), errors.Fault)
+        raise kind(said.get("detail", "the erasure failed"), job_id=document["job_id"])
+    return Erased(
+        job_id=document["job_id"],
+        done=document["state"] == "done",
+        replayed=document["replayed"],
+        dry_run=document["dry_run"],
+        snapshot_id=document["snapshot_id"],
+        rows=document["erased_rows"],
+        token=document["visibility_token"],
+        report=dict(document["report"]),
     )
 
 

@@ -85,14 +85,33 @@ class Deleted:
     token: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class Erased:
+    """The answer to an erasure (contract E7). Until it is `done` the numbers and `token` are None.
+
+    `rows`: what the snapshot that lost most has lost; `report` tells of all snapshots, files,
+    objects, quarantine and the bus.
+    """
+
+    job_id: str
+    done: bool
+    replayed: bool
+    dry_run: bool
+    snapshot_id: int | None
+    rows: int | None
+    token: str | None
+    report: dict[str, Any]
+
+
 #: An answer that carries a token, or the token itself.
-_Carrier = str | Sent | Result | Deleted
+_Carrier = str | Sent | Result | Deleted | Erased
 #: What a query is to see: tokens, or answers that carry one.
 After = _Carrier | Sequence[_Carrier] | None
 
 
 def tokens_of(after: After) -> list[str]:
-    items = [after] if isinstance(after, (str, Sent, Result, Deleted)) else list(after or ())
+    alone = isinstance(after, (str, Sent, Result, Deleted, Erased))
+    items: list[_Carrier] = [after] if alone else list(after or ())  # type: ignore[list-item,arg-type]
     tokens = [item if isinstance(item, str) else item.token for item in items]
     if None in tokens:
         raise ValueError("a delete that is not done carries no token yet: wait for its end")

@@ -8,7 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from serve_app import admin, changes, deletes, health, ingest, maintenance, query, snapshots, tables
+from serve_app import (
+    admin,
+    changes,
+    deletes,
+    erasures,
+    health,
+    ingest,
+    maintenance,
+    query,
+    snapshots,
+    tables,
+)
 from serve_app.accept import SUPPORTED as RESULT_TYPES
 from serve_app.dependencies import Dependencies
 from serve_app.openapi import describe, docs_handler, openapi_handler
@@ -50,6 +61,11 @@ API_ROUTES: tuple[Route, ...] = (
        {200: "Deleted", 202: "The time was up; the delete goes on"}),
     _R("GET", _DELETE + "s/{job_id}", deletes.get_delete, "What became of a delete of one's own",
        ("timeout_ms",), "ingest and query"),
+    _R("POST", _TABLE + "/erase", erasures.post_erase,
+       "Erase rows for good, from every snapshot, the bus and quarantine", (), "admin and query",
+       _DOCUMENT, {200: "Erased", 202: "The time was up; the erasure goes on"}),
+    _R("GET", _TABLE + "/erasures/{job_id}", erasures.get_erasure,
+       "What became of an erasure of one's own", ("timeout_ms",), "admin and query"),
     _R("GET", "/v1/tables/{table}/files", tables.get_files, "The data files of a table",
        ("snapshot", *_WAIT), "query"),
     _R("GET", "/v1/tables/{table}/changes", changes.get_changes,

@@ -19,6 +19,7 @@ from storage.bus.interface import IngestBus
 from storage.catalog.interface import Catalog
 from storage.ingesting.batches import BatchService
 from storage.ingesting.deletes import DeleteService
+from storage.ingesting.erasures import ErasureService
 from storage.ingesting.keyring import KeyRing
 from storage.ingesting.quarantine import QuarantineService
 from storage.ingesting.service import IngestService
@@ -74,6 +75,7 @@ class Dependencies:
     queries: QueryService | None = None
     changes: Changes | None = None
     deletes: DeleteService | None = None
+    erasures: ErasureService | None = None
     predicates: Predicates | None = None
     running: RunningQueries = field(default_factory=RunningQueries)
     directory: QueryDirectory | None = None

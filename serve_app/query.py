@@ -194,6 +194,8 @@ async def _send(call: Call, answer: QueryAnswer, form: Accepted) -> None:
         (b"lakebus-visibility-token", answer.visibility_token.encode("ascii")),
         (b"lakebus-query-id", answer.query_id.encode("ascii")),
     ]
+    if answer.erasures:
+        headers.append((b"lakebus-erased", ", ".join(answer.erasures).encode("ascii")))
     is_json = form.result_format == "json"
     parts: list[bytes] = [_json_head(answer)] if is_json else []
     size, ended = 0, True

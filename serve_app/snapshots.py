@@ -19,7 +19,7 @@ from storage.reading.resolve import LATEST, Resolved, SnapshotChoice
 
 _ID = re.compile(r"[0-9]{1,18}")
 _ID_MAX = 2**63 - 1
-_CHANGES = ("created", "dropped", "version", "reason", "cut", "job_id")
+_CHANGES = ("created", "dropped", "version", "reason", "cut", "job_id", "erasure_id")
 _COUNTS = ("rows_added", "rows_removed", "files_added", "files_removed")
 
 
@@ -55,6 +55,7 @@ async def get_snapshot(call: Call, parameters: Parameters, app: Dependencies) ->
     names = await _names(call, app)
     return Answer(
         _snapshot_json(snapshot, names, call.principal)
+        | {"erasures": await _erasures(call, app, snapshot.snapshot_id)}
         | {"tags": (await _tags(call, app)).get(snapshot.snapshot_id, [])}
         | {"visibility_token": app.codec.encode(_floor(resolved))}
     )
@@ -119,6 +120,19 @@ async def _names(call: Call, app: Dependencies) -> Mapping[str, str]:
     resolved = await app.resolver.resolve(deadline_s=call.deadline_s(TIMEOUT_MS_DEFAULT))
     view = await app.manifest.at(resolved.snapshot_id, resolved.head)
     return {str(schema.table_id): name for name, schema in view.schemas().items()}
+
+
+async def _erasures(call: Call, app: Dependencies, snapshot_id: int) -> list[dict[str, object]]:
+    """What erasures took from the snapshot, of the tables that the caller may see (D10)."""
+
+    resolved = await app.resolver.resolve(deadline_s=call.deadline_s(TIMEOUT_MS_DEFAULT))
+    at = await app.manifest.at(max(snapshot_id, 1), resolved.head)
+    return [
+        {"erasure_id": str(mark.erasure_id), "table": name, "rows": mark.rows}
+        for name, schema in at.schemas().items()
+        if call.principal.sees(name)
+        for mark in at.marks(schema.table_id)
+    ]
 
 
 async def _tags(call: Call, app: Dependencies) -> Mapping[int, Sequence[str]]:

@@ -24,6 +24,7 @@ from lakebus.snapshots import Snapshot
 from lakebus.tokens import TokenCodec
 from storage.bus.settings import BusSettings
 from storage.catalog.interface import HistoryFork, LakeIdentity, PublishedRange
+from storage.files.objects import ObjectStore
 from storage.memory_state import FileRow, LakeState, RangeRow, ShardRow
 
 _MICROSECOND = dt.timedelta(microseconds=1)
@@ -64,6 +65,8 @@ class MemoryLake:
         self.clock = clock or SystemClock()
         self.faults = MemoryFaults()
         self._random = random.Random(seed) if seed is not None else random.SystemRandom()
+        #: Where records of erasures lie, for who restores; None: there are none.
+        self.object_store: ObjectStore | None = None
         self._watchers: list[Callable[[Snapshot], None]] = []
         self.state = state or self._genesis()
         self.codec = TokenCodec(self.state.token_secret)

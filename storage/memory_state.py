@@ -127,6 +127,26 @@ class FileRow:
 
 
 @dataclass(slots=True)
+class ErasureRow:
+    table_id: int
+    owed: bool = False
+    ended: bool = False
+
+
+@dataclass(slots=True)
+class ErasedRow:
+    """What the snapshots from the first until before the last lost with one file."""
+
+    erasure_id: uuid.UUID
+    table_id: int
+    first_snapshot: int
+    last_snapshot: int
+    rows: int
+    files: int
+    size_bytes: int
+
+
+@dataclass(slots=True)
 class QuarantineRow:
     item: QuarantineItem
     by_crash: bool
@@ -181,3 +201,7 @@ class LakeState:
     condemned: dict[uuid.UUID, CondemnedFile] = field(default_factory=dict)
     jobs: dict[uuid.UUID, JobRow] = field(default_factory=dict)
     job_schedule: dict[str, dt.datetime] = field(default_factory=dict)
+    erasures: dict[uuid.UUID, ErasureRow] = field(default_factory=dict)
+    erased: dict[uuid.UUID, ErasedRow] = field(default_factory=dict)
+    erasure_count: int = 0
+    erasures_serial: int = 1

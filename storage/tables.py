@@ -63,6 +63,9 @@ lake = sa.Table(
     _required("oldest_snapshot_id", sa.BigInteger),
     _required("publish_count", sa.BigInteger),
     _required("watermark", pg.ARRAY(sa.BigInteger)),
+    sa.Column("erasure_count", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("erasures_serial", sa.Integer, nullable=False, server_default="1"),
+    sa.Column("erasures_owed", pg.ARRAY(sa.Integer), nullable=False, server_default="{}"),
 )
 
 history = sa.Table(
@@ -204,6 +207,30 @@ condemned_file = sa.Table(
         "state IN ('condemned', 'deleting', 'deleted')", name="condemned_file_state"
     ),
     sa.Index("condemned_file_state_condemned_at_idx", "state", "condemned_at"),
+)
+
+erasure = sa.Table(
+    "erasure",
+    metadata,
+    sa.Column("erasure_id", sa.Uuid, primary_key=True),
+    _required("table_id", sa.Integer),
+    _required("began_at", _TIME),
+    sa.Column("ended_at", _TIME),
+    _required("owed", sa.Boolean),
+)
+
+erased_file = sa.Table(
+    "erased_file",
+    metadata,
+    sa.Column("file_id", sa.Uuid, primary_key=True),
+    _required("erasure_id", sa.Uuid),
+    _required("table_id", sa.Integer),
+    _required("first_snapshot", sa.BigInteger),
+    _required("last_snapshot", sa.BigInteger),
+    _required("rows", sa.BigInteger),
+    _required("files", sa.Integer),
+    _required("size_bytes", sa.BigInteger),
+    sa.Index("erased_file_first_snapshot_idx", "first_snapshot"),
 )
 
 job = sa.Table(

@@ -13,6 +13,7 @@ from tests.conformance.suite import *  # noqa: F403
 #: Readers poll and wait by the process's clock, so their lake's clock must run as well.
 _LIVE = (
     "tests.conformance.deletes",
+    "tests.conformance.erasures",
     "tests.conformance.reading",
     "tests.conformance.querying",
 )

@@ -194,6 +194,15 @@ class PurgeReport:
     gave_up_on_lock: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class EmptiedBus:
+    """`bytes_left`: of entries that were to be emptied; they go as soon as what shares their place
+    is terminal."""
+
+    objects_deleted: int
+    bytes_left: int
+
+
 class IngestBus(Protocol):
     """A backend of the bus. All calls raise Unavailable when the backend cannot be reached and
     nothing happened, OutcomeUnknown when a write may have happened."""
@@ -268,6 +277,16 @@ class IngestBus(Protocol):
         ...
 
     async def drop_quarantined(self, quarantine_id: int) -> bool: ...
+
+    async def erase_quarantined(self, quarantine_id: int, *, reason: str) -> bool:
+        """Removes the bytes of an item, and its reason, which may tell of them; the item stays.
+        False when it has none any more."""
+        ...
+
+    async def empty(self, positions: Mapping[int, int]) -> EmptiedBus:
+        """Removes now what is stored of terminal entries below these positions, however young; the
+        receipts stay. Call it again while bytes are left."""
+        ...
 
     async def purge(self) -> PurgeReport:
         """Empties what is terminal and old; never blocks ingest for more than 50 ms (B10)."""

@@ -22,6 +22,7 @@ from storage.bus.interface import (
     BatchStatus,
     Claim,
     ClaimedSegment,
+    EmptiedBus,
     KeyRecord,
     LeaseRef,
     NewEntry,
@@ -248,6 +249,28 @@ class MemoryBus:
         row.dropped = True
         row.item = dataclasses.replace(row.item, payload=b"")
         return True
+
+    async def erase_quarantined(self, quarantine_id: int, *, reason: str) -> bool:
+        await self._lake.reach()
+        row = self._lake.state.quarantine.get(quarantine_id)
+        if row is None or row.dropped or not row.item.payload:
+            return False
+        row.item = dataclasses.replace(row.item, payload=b"", reason=reason)
+        return True
+
+    async def empty(self, positions: Mapping[int, int]) -> EmptiedBus:
+        await self._lake.reach()
+        state = self._lake.state
+        for number in [n for n, segment in state.segments.items() if segment.live == 0]:
+            del state.segments[number]
+        left = {
+            entry.segment_id
+            for shard, row in enumerate(state.shards)
+            for entry in row.log.values()
+            if entry.position < positions.get(shard, 0)
+        }
+        held = [state.segments[number] for number in left if number in state.segments]
+        return EmptiedBus(0, sum(len(segment.payload) for segment in held))
 
     # --- purge ------------------------------------------------------------------------------
 

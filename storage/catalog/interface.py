@@ -46,7 +46,11 @@ class LakeIdentity:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The newest published snapshot and the database's clock, read in one statement."""
+    """The newest published snapshot and the database's clock, read in one statement.
+
+    `erasures` grows when files of earlier snapshots were exchanged: what was remembered of files is
+    to be forgotten. Tables of `erasures_owed` are not read before their erasures, which a restore
+    has undone, are done again (E7)."""
 
     snapshot_id: int
     published_at: dt.datetime
@@ -55,6 +59,8 @@ class Head:
     closed_until: dt.datetime
     now: dt.datetime
     oldest_snapshot_id: int
+    erasures: int = 0
+    erasures_owed: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,15 +135,37 @@ class SchemaLife:
 
 
 @dataclass(frozen=True, slots=True)
+class Erased:
+    """An erasure took `rows` from the snapshots `first_snapshot` until before `last_snapshot` of
+    one table; they lay in `exchanged` files."""
+
+    erasure_id: uuid.UUID
+    table_id: int
+    first_snapshot: int
+    last_snapshot: int
+    rows: int
+    exchanged: int
+
+
+def covering(marks: Sequence[Erased], snapshot_id: int) -> tuple[Erased, ...]:
+    """Those of which the snapshot lost something."""
+
+    return tuple(m for m in marks if m.first_snapshot <= snapshot_id < m.last_snapshot)
+
+
+@dataclass(frozen=True, slots=True)
 class ManifestDelta:
     """What changed in (after, until]: files that began, files that ended (id → last snapshot),
-    and schema versions that began or ended."""
+    and schema versions that began or ended. `erasures` is the lake's count; with another one than
+    before, it does not fit to what was read before. `erased` is told with after=0 only."""
 
     after: int
     until: int
     files: tuple[DataFile, ...]
     ended: Mapping[uuid.UUID, int]
     schemas: tuple[SchemaLife, ...]
+    erasures: int = 0
+    erased: tuple[Erased, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

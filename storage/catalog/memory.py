@@ -25,7 +25,7 @@ from lakebus.errors import (
 )
 from lakebus.schemas import Column, TableSchema
 from lakebus.snapshots import Snapshot
-from storage.catalog import memory_publish
+from storage.catalog import memory_erasures, memory_publish
 from storage.catalog.interface import (
     Commit,
     DropTicket,
@@ -56,6 +56,7 @@ class MemoryCatalog:
 
     async def head(self) -> Head:
         await self._lake.reach()
+        await memory_erasures.compare(self._lake)
         newest = self._lake.head
         return Head(
             snapshot_id=newest.snapshot_id,
@@ -65,6 +66,8 @@ class MemoryCatalog:
             closed_until=self._lake.state.closed_until,
             now=self._lake.now(),
             oldest_snapshot_id=self._lake.state.oldest_snapshot_id,
+            erasures=self._lake.state.erasure_count,
+            erasures_owed=memory_erasures.owed(self._lake),
         )
 
     async def snapshot(self, snapshot_id: int) -> Snapshot:
@@ -288,7 +291,15 @@ class MemoryCatalog:
             elif last is not None and row.first_snapshot <= after < last:
                 ended[file_id] = last
         files.sort(key=lambda file: (file.first_snapshot, file.file_id.bytes))
-        return ManifestDelta(after, until, tuple(files), ended, self._schemas(after, until))
+        return ManifestDelta(
+            after,
+            until,
+            tuple(files),
+            ended,
+            self._schemas(after, until),
+            state.erasure_count,
+            memory_erasures.erased(self._lake) if after == 0 else (),
+        )
 
     def _schemas(self, after: int, until: int) -> tuple[SchemaLife, ...]:
         lives = []

@@ -141,6 +141,7 @@ class MemoryView:
             InspectedTag(tag.name, tag.snapshot_id, lake.retained(tag.snapshot_id))
             for tag in sorted(state.tags.values(), key=lambda tag: tag.name)
         ]
+        self._erased = [dataclasses.replace(gone) for gone in state.erased.values()]
         self._pins = sorted(state.pins.values(), key=lambda pin: pin.pin_id)
 
     async def head(self) -> InspectedHead:
@@ -172,6 +173,15 @@ class MemoryView:
                     told.files + 1,
                     told.rows + one.file.rows,
                     told.size_bytes + one.file.size_bytes,
+                )
+        for gone in self._erased:
+            key = (gone.first_snapshot, gone.table_id)
+            if key[0] in wanted:
+                told = found.get(key, AddedFiles(0, 0, 0))
+                found[key] = AddedFiles(
+                    told.files + gone.files,
+                    told.rows + gone.rows,
+                    told.size_bytes + gone.size_bytes,
                 )
         return found
 

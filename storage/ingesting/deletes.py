@@ -92,6 +92,7 @@ class DeleteAnswer:
     deleted_rows: int | None = None
     visibility_token: str | None = None
     error: Mapping[str, Any] | None = None
+    report: Mapping[str, Any] | None = None
 
     @property
     def done(self) -> bool:
@@ -99,7 +100,11 @@ class DeleteAnswer:
 
 
 class DeleteService:
-    """One per process."""
+    """One per process. An erasure is asked for in the same way (`storage.ingesting.erasures`)."""
+
+    kind = JobKind.DELETE
+    scopes = SCOPES
+    action = "table.delete_rows"
 
     def __init__(
         self,
@@ -127,7 +132,7 @@ class DeleteService:
 
         name = await self._granted(request.principal, request.table)
         asked = JobRequest(
-            kind=JobKind.DELETE,
+            kind=self.kind,
             requested_by=request.principal.name,
             dry_run=request.dry_run,
             principal_id=request.principal.principal_id,
@@ -147,7 +152,7 @@ class DeleteService:
     ) -> DeleteAnswer:
         """A delete of one's own. Waits for its end until the deadline. Raises JobNotFound."""
 
-        for scope in SCOPES:
+        for scope in self.scopes:
             principal.require(scope)
         job = await self._own(principal, table, job_id)
         if job is None:
@@ -159,13 +164,13 @@ class DeleteService:
     async def _granted(self, principal: Principal, table: str) -> str:
         """The folded name, of a table that the caller may delete from if it is there."""
 
-        for scope in SCOPES:
+        for scope in self.scopes:
             principal.require(scope)
         try:
             name = fold_table_name(table)
         except SchemaInvalid:
             raise principal.table_not_found(table[:80]) from None
-        for scope in SCOPES:
+        for scope in self.scopes:
             if not principal.allows(scope, name):
                 principal.require_table(scope, name, await self._tables.names())
         return name
@@ -202,6 +207,7 @@ class DeleteService:
                     "now": format_time(resolved.started_at),
                     "columns": {column.name: column.column_id for column in schema.columns},
                     "floor": resolved.snapshot_id,
+                    **await self._more(schema),
                 },
                 dry_run=asked.dry_run,
                 principal_id=asked.principal_id,
@@ -212,11 +218,16 @@ class DeleteService:
         if not replayed:
             await self._keys.audit(
                 principal=request.principal.name,
-                action="table.delete_rows",
+                action=self.action,
                 subject=name,
                 detail={"job_id": str(job.job_id), "dry_run": request.dry_run},
             )
         return job, replayed
+
+    async def _more(self, schema: TableSchema) -> dict[str, Any]:
+        """Further parameters of the job."""
+
+        return {}
 
     async def _schema(self, principal: Principal, name: str) -> TableSchema:
         state = await self._tables.fresh_state(name)
@@ -232,7 +243,7 @@ class DeleteService:
         except (SchemaInvalid, ValueError):
             return None
         job = await self._jobs.job(number)
-        if job is None or job.kind is not JobKind.DELETE or job.requested_by != principal.name:
+        if job is None or job.kind is not self.kind or job.requested_by != principal.name:
             return None
         return job if job.parameters.get("table") == name else None
 
@@ -274,6 +285,7 @@ class DeleteService:
             evaluated_at_snapshot_id=int(report["evaluated_at_snapshot_id"]),
             deleted_rows=int(report["deleted_rows"]),
             visibility_token=self._codec.encode(token),
+            report=report,
         )
 
 

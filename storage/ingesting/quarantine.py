@@ -87,6 +87,8 @@ class QuarantineService:
         """The rows for people to read: a reject set's document, or the first rows of an entry by
         table; None when the stored bytes cannot be read."""
 
+        if not item.payload:
+            return None  # erased
         if item.kind == "rejects":
             return msgspec.Raw(item.payload)
         try:
@@ -166,6 +168,8 @@ class QuarantineService:
     ) -> PreparedRows:
         if fixed is not None:
             return self._prepare_fixed(item, fixed, schemas)
+        if not item.payload:
+            raise MalformedRequest("the rows were erased; send the fixed rows in the body")
         if item.kind == "rejects":
             (schema,) = schemas.values()
             return prepare_one(

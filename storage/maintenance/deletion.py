@@ -107,7 +107,7 @@ class _Deletion:
             return await self._report_of(done)
         # failpoint: deletion.after_look
         try:
-            async with _cage(self._context) as engine:
+            async with caged_engine(self._context) as engine:
                 return await self._rounds(engine)
         finally:
             await self._pin.release()
@@ -399,12 +399,15 @@ class _Pin:
 
 
 @asynccontextmanager
-async def _cage(context: JobContext) -> AsyncIterator[QueryEngine]:
-    """A caged engine of the job's own: one statement at a time, no spare."""
+async def caged_engine(
+    context: JobContext, *, own_files: bool = False
+) -> AsyncIterator[QueryEngine]:
+    """A caged engine of the job's own: one statement at a time, no spare. `own_files`: it reads
+    files that the job has written below `matches`, and not the store's."""
 
     folder = context.temp_dir / "cage"
     allowed = Path(context.engine.allowed_directory)
-    if context.store.local_path("probe") is None:
+    if own_files or context.store.local_path("probe") is None:
         allowed = context.temp_dir / "matches"  # where files are brought to
     allowed.mkdir(parents=True, exist_ok=True)
     engine = QueryEngine(

@@ -22,6 +22,7 @@ from storage.bus.interface import IngestBus
 from storage.catalog.interface import Catalog
 from storage.engine.settings import EngineSettings
 from storage.files.objects import ObjectStore
+from storage.maintenance.erasing import Erasing
 from storage.maintenance.inspection import Inspection
 from storage.maintenance.interface import Upkeep
 from storage.maintenance.settings import MaintenanceSettings
@@ -175,6 +176,7 @@ class JobContext:
     note: Callable[[Mapping[str, Any]], Awaitable[None]]
     inspection: Inspection | None = None
     metrics: Metrics = NO_METRICS
+    erasing: Erasing | None = None
 
 
 #: The body of a job; answers its report (JSON).

@@ -52,7 +52,8 @@ class Matches:
 
 class Matcher:
     """One predicate over the files of one table. `folder` is its own, and within what the engine
-    may read when the store keeps no files on this machine."""
+    may read when the store keeps no files on this machine. `places_sql`: only rows for whose places
+    this condition of ours is true."""
 
     def __init__(
         self,
@@ -64,7 +65,9 @@ class Matcher:
         parameters: Parameters,
         now: dt.datetime,
         folder: Path,
+        places_sql: str | None = None,
     ) -> None:
+        self._places_sql = places_sql
         self._engine = engine
         self._store = store
         self._schema = schema
@@ -106,7 +109,7 @@ class Matcher:
         sql = self._predicate.select(items)
         plan = QueryPlan(
             sql=sql,
-            sources={self._schema.name: _source(self._schema, paths)},
+            sources={self._schema.name: _source(self._schema, paths, self._places_sql)},
             started_at=self._now,
             query_id=f"delete-{answer.parent.name}",
             deadline_s=deadline_s,
@@ -143,12 +146,16 @@ class Matcher:
         return str(path)
 
 
-def _source(schema: TableSchema, paths: Sequence[str]) -> SourceTable:
+def _source(
+    schema: TableSchema, paths: Sequence[str], places_sql: str | None = None
+) -> SourceTable:
     """The rows of the files with their places, and the number of the file they lie in."""
+
+    kept = "" if places_sql is None else f" WHERE {places_sql}"
 
     scans = (
         f'SELECT {number}::INTEGER AS "{FILE_COLUMN}", *'
-        f" FROM {scan_expression(schema, (path,), hidden=True)}"
+        f" FROM {scan_expression(schema, (path,), hidden=True)}{kept}"
         for number, path in enumerate(paths)
     )
     columns = (

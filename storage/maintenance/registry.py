@@ -29,6 +29,7 @@ _PLACES: Mapping[JobKind, BodyPlace] = {
     JobKind.COLLECT: BodyPlace("storage.maintenance.collection:collect"),
     JobKind.VALIDATE: BodyPlace("storage.maintenance.validation:validate"),
     JobKind.DELETE: BodyPlace("storage.maintenance.deletion:delete", rewrites=True),
+    JobKind.ERASE: BodyPlace("storage.maintenance.erasure:erase", rewrites=True),
 }
 
 #: The kinds that can be run.

@@ -23,6 +23,7 @@ from storage.bus.interface import (
     BatchStatus,
     Claim,
     ClaimedSegment,
+    EmptiedBus,
     KeyRecord,
     LeaseRef,
     NewEntry,
@@ -37,7 +38,7 @@ from storage.files.objects import ObjectStore
 from storage.postgres.failures import reading, writing
 from storage.postgres.group_commit import GroupWriter, key_hash
 from storage.postgres.pool import Pool
-from storage.postgres.purging import purge
+from storage.postgres.purging import empty, purge
 from storage.postgres.receipts import ReceiptMaker
 from storage.postgres.rewind import HistoryGuard
 
@@ -395,6 +396,20 @@ class PostgresBus:
                     quarantine_id,
                 )
         return found is not None
+
+    async def erase_quarantined(self, quarantine_id: int, *, reason: str) -> bool:
+        async with self._general.connection() as connection:
+            with writing():
+                found = await connection.fetchval(
+                    "UPDATE bus_quarantine SET payload = '', reason = $2 WHERE quarantine_id = $1"
+                    " AND dropped_at IS NULL AND octet_length(payload) > 0 RETURNING quarantine_id",
+                    quarantine_id,
+                    reason,
+                )
+        return found is not None
+
+    async def empty(self, positions: Mapping[int, int]) -> EmptiedBus:
+        return await empty(self._general, positions, object_store=self._object_store)
 
     async def purge(self) -> PurgeReport:
         return await purge(self._general, settings=self._settings, object_store=self._object_store)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import asyncpg
@@ -32,6 +32,7 @@ from storage.catalog.interface import (
     Commit,
     CommitOutcome,
     DropTicket,
+    Erased,
     Head,
     LakeIdentity,
     ManifestDelta,
@@ -42,13 +43,14 @@ from storage.catalog.interface import (
     TableState,
 )
 from storage.postgres.failures import reading, writing
-from storage.postgres.file_rows import FILE_COLUMNS, data_file, ended_by, file_proposal
+from storage.postgres.file_rows import ERASED, FILE_COLUMNS, data_file, ended_by, file_proposal
 from storage.postgres.identity import read_identity
 from storage.postgres.pool import Pool
 from storage.postgres.rewind import HistoryGuard
 
 _HEAD = """
 SELECT l.snapshot_id, l.published_at, l.closed_until, l.watermark, l.oldest_snapshot_id,
+       l.erasure_count, l.erasures_owed, l.erasures_serial = l.history_serial AS compared,
        h.history_id, clock_timestamp() AS now
   FROM lake l JOIN history h USING (history_serial)"""
 _SNAPSHOT = """
@@ -93,14 +95,22 @@ _TABLES = """
 SELECT t.table_id, t.name, t.state, s.version, s.definition
   FROM lake_table t JOIN table_schema s ON s.table_id = t.table_id AND s.version = t.version
  WHERE t.state <> 'dropped' AND ($1::text IS NULL OR t.name = $1) ORDER BY t.name"""
+_ERASURES = "SELECT erasure_count FROM lake"
 _PUBLISH = "SELECT * FROM publish($1, $2, $3, $4, $5)"
 
 
 class PostgresCatalog:
     def __init__(
-        self, *, pool: Pool, scans: Pool, settings: BusSettings, guard: HistoryGuard
+        self,
+        *,
+        pool: Pool,
+        scans: Pool,
+        settings: BusSettings,
+        guard: HistoryGuard,
+        compare_erasures: Callable[[], Awaitable[None]],
     ) -> None:
         self._guard = guard
+        self._compare_erasures = compare_erasures
         self._pool = pool
         self._scans = scans
         self._settings = settings
@@ -113,8 +123,11 @@ class PostgresCatalog:
 
     async def head(self) -> Head:
         row = await self._one(_HEAD)
-        if row is None:
-            raise Unavailable("the database holds no lake")
+        if row is not None and not row["compared"]:
+            await self._compare_erasures()
+            row = await self._one(_HEAD)
+        if row is None or not row["compared"]:
+            raise Unavailable("the database holds no lake, or a new line of history just began")
         self._guard.saw_head(row["history_id"], row["snapshot_id"])
         return Head(
             snapshot_id=row["snapshot_id"],
@@ -124,6 +137,8 @@ class PostgresCatalog:
             closed_until=row["closed_until"],
             now=row["now"],
             oldest_snapshot_id=row["oldest_snapshot_id"],
+            erasures=row["erasure_count"],
+            erasures_owed=frozenset(row["erasures_owed"]),
         )
 
     async def snapshot(self, snapshot_id: int) -> Snapshot:
@@ -329,6 +344,9 @@ class PostgresCatalog:
     async def manifest_delta(self, *, after: int, until: int) -> ManifestDelta:
         async with self._scans.connection() as connection:
             with reading():
+                # Before a whole and after an addition: never newer than the one, and it tells
+                # whether the other was read of another state.
+                erasures = await connection.fetchval(_ERASURES) if after == 0 else None
                 files = await connection.fetch(_FILES, after, until)
                 ended = await connection.fetch(_ENDED, after, until) if after > 0 else []
                 for row in ended:
@@ -338,12 +356,17 @@ class PostgresCatalog:
                             oldest_snapshot_id=row["last_snapshot"],
                         )
                 schemas = await connection.fetch(_SCHEMAS, after, until)
+                erased = await connection.fetch(ERASED, None) if after == 0 else []
+                if erasures is None:
+                    erasures = await connection.fetchval(_ERASURES)
         return ManifestDelta(
             after=after,
             until=until,
             files=tuple(data_file(row, until) for row in files),
             ended={row["file_id"]: row["last_snapshot"] for row in ended},
             schemas=tuple(_schema_life(row, until) for row in schemas),
+            erasures=erasures,
+            erased=tuple(Erased(*row) for row in erased),
         )
 
     # --- plumbing ----------------------------------------------------------------------

@@ -11,6 +11,12 @@ FILE_COLUMNS = (
     "file_id, table_id, schema_version, first_snapshot, last_snapshot, object_key, rows,"
     " size_bytes, sha256, statistics, partition, layout"
 )
+#: What one erasure (or with null all of them) took from which snapshots.
+ERASED = """
+SELECT erasure_id, table_id, first_snapshot, last_snapshot, sum(rows)::bigint AS rows,
+       count(*)::integer AS exchanged
+  FROM erased_file WHERE $1::uuid IS NULL OR erasure_id = $1
+ GROUP BY erasure_id, table_id, first_snapshot, last_snapshot"""
 
 
 def data_file(row: asyncpg.Record, until: int) -> DataFile:

@@ -60,9 +60,13 @@ SELECT f.file_id, f.table_id, f.schema_version, f.first_snapshot, f.last_snapsho
   LEFT JOIN write_intent w ON w.file_id = f.file_id"""
 _FILES = f"{_FILE} WHERE f.file_id > $1 ORDER BY f.file_id LIMIT $2"
 _ADDED = """
-SELECT first_snapshot, table_id, count(*) AS files, sum(rows)::bigint AS rows,
+SELECT first_snapshot, table_id, sum(files)::bigint AS files, sum(rows)::bigint AS rows,
        sum(size_bytes)::bigint AS size_bytes
-  FROM data_file WHERE first_snapshot = ANY ($1) GROUP BY first_snapshot, table_id"""
+  FROM (SELECT first_snapshot, table_id, 1 AS files, rows, size_bytes FROM data_file
+         WHERE first_snapshot = ANY ($1)
+        UNION ALL SELECT first_snapshot, table_id, files, rows, size_bytes FROM erased_file
+         WHERE first_snapshot = ANY ($1)) a
+ GROUP BY first_snapshot, table_id"""
 # A group of the log holds at most 32,767 entries, so the groups of a range are found by its index.
 _ACCEPTED = """
 SELECT p.snapshot_id, sum(p.hi - p.lo)::bigint AS positions,

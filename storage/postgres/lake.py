@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import secrets
+from functools import partial
 
 from lakebus.clock import new_uuid
 from lakebus.errors import StartRefused
@@ -13,6 +14,7 @@ from storage.catalog.interface import LakeIdentity
 from storage.files.objects import ObjectStore
 from storage.postgres.bus import PostgresBus
 from storage.postgres.catalog import PostgresCatalog
+from storage.postgres.erasures import PostgresErasing, compare_erasures
 from storage.postgres.failures import reading
 from storage.postgres.hints import PostgresHints
 from storage.postgres.identity import read_identity
@@ -59,8 +61,13 @@ class PostgresLake:
             object_store=object_store,
         )
         self.catalog = PostgresCatalog(
-            pool=general, scans=scans, settings=bus_settings, guard=guard
+            pool=general,
+            scans=scans,
+            settings=bus_settings,
+            guard=guard,
+            compare_erasures=partial(compare_erasures, general, store=object_store),
         )
+        self.erasing = PostgresErasing(pool=general, scans=scans, guard=guard)
         self.keys = PostgresKeys(pool=general)
         self.hints = PostgresHints(pool=general)
         self.jobs = PostgresJobs(pool=general)

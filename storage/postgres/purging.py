@@ -7,10 +7,11 @@ Giving up is a normal outcome: a lock held by a backup or a report delays purgin
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Mapping, Sequence
 
 import asyncpg
 
-from storage.bus.interface import PurgeReport
+from storage.bus.interface import EmptiedBus, PurgeReport
 from storage.bus.settings import BusSettings
 from storage.files.objects import ObjectStore
 from storage.postgres.failures import reading
@@ -18,6 +19,12 @@ from storage.postgres.pool import Pool
 from storage.tables import KEY_RING, SEGMENT_RING
 
 LOG_ROWS_A_STEP = 2_000
+_FORGET_PAYLOADS = "SELECT * FROM forget_payloads($1)"
+#: Segments whose log row was trimmed count too: nobody knows whose they were.
+_BYTES_LEFT = """
+SELECT coalesce(sum(octet_length(s.payload)), 0) FROM bus_segment s
+  LEFT JOIN bus_log l USING (segment_id)
+ WHERE l.segment_id IS NULL OR l.lo < ($1::bigint[])[l.shard + 1]"""
 _NOTE_DELETED = """
 UPDATE condemned_file SET state = 'deleted', deleted_at = clock_timestamp()
  WHERE object_key = ANY ($1) AND reason = 'payload' AND state = 'deleting'"""
@@ -42,6 +49,38 @@ class _Steps:
     async def truth(self, statement: str, *arguments: object) -> bool:
         row = await self.call(statement, *arguments)
         return row is not None and bool(row[0])
+
+
+async def empty(
+    pool: Pool, positions: Mapping[int, int], *, object_store: ObjectStore | None
+) -> EmptiedBus:
+    """What is stored of terminal entries below these positions goes, however young it is."""
+
+    steps = _Steps(pool)
+    ends = [positions[shard] for shard in sorted(positions)]
+    async with pool.connection() as connection:
+        with reading():
+            keys = [row[0] for row in await connection.fetch(_FORGET_PAYLOADS, ends)]
+    # failpoint: emptying.after_payloads
+    if object_store is not None and keys:
+        for key in keys:
+            await object_store.delete(key)
+        await steps.call(_NOTE_DELETED, keys)
+    for ring in range(SEGMENT_RING):
+        await steps.truth("SELECT truncate_segments($1)", ring)
+    left = await _bytes_left(pool, ends)
+    if left and await steps.truth("SELECT leave_segments()"):
+        # failpoint: emptying.after_leaving
+        for ring in range(SEGMENT_RING):
+            await steps.truth("SELECT truncate_segments($1)", ring)
+        left = await _bytes_left(pool, ends)
+    return EmptiedBus(len(keys), left)
+
+
+async def _bytes_left(pool: Pool, ends: Sequence[int]) -> int:
+    async with pool.connection() as connection:
+        with reading():
+            return int(await connection.fetchval(_BYTES_LEFT, ends))
 
 
 async def purge(

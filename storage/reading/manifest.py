@@ -10,7 +10,9 @@ load leaves out snapshots that had expired by then, so for a snapshot older than
 the load the catalog is asked once more whether it is retained: if it is now, it was then, and the
 copy has it.
 
-A new line of history is loaded anew too, because files of the lost line must not be seen.
+A new line of history is loaded anew too, because files of the lost line must not be seen; and so
+is everything after an erasure, which exchanges files of snapshots that were published before (E7).
+A delta that was read after one more erasure does not fit, which its count tells.
 
 Memory: about 1.8 KB a file with the statistics of five columns, most of it theirs, plus 8 bytes for
 each reference in a kept view (at most 32 MB), measured by `benchmarks/manifest.py`.
@@ -20,6 +22,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import itertools
 import logging
 import uuid
 from collections.abc import Mapping
@@ -28,12 +31,14 @@ from dataclasses import dataclass
 from lakebus.errors import LakebusError, SnapshotExpired, Unavailable
 from lakebus.schemas import TableSchema
 from lakebus.snapshots import DataFile
-from storage.catalog.interface import Catalog, Head, ManifestDelta
+from storage.catalog.interface import Catalog, Erased, Head, ManifestDelta, covering
 from storage.reading.table_files import LIVE, FileRow, FileView, FileViews, TableFiles
 from storage.reading.table_schemas import TableSchemas
 
 _log = logging.getLogger(__name__)
 
+#: What is derived from the files of one load is not mixed with that of another.
+_LOADS = itertools.count(1)
 #: The loop is given back after so many rows of a delta.
 _CHUNK = 2_000
 
@@ -43,13 +48,15 @@ class _Copy:
 
     def __init__(self, history: uuid.UUID) -> None:
         self.history = history
+        self.erasures = 0
+        self.erased: dict[int, list[Erased]] = {}
         self.until = 0
         self.complete_from = 0
         self.kept_by_tags = 0
         self.schemas = TableSchemas()
         self.rows: dict[uuid.UUID, FileRow] = {}
         self.tables: dict[int, TableFiles] = {}
-        self.views = FileViews()
+        self.views = FileViews(generation=next(_LOADS))
 
     async def apply(self, delta: ManifestDelta) -> None:
         for life in delta.schemas:
@@ -88,6 +95,7 @@ class SnapshotView:
 
     snapshot_id: int
     _copy: _Copy
+    _owed: frozenset[int] = frozenset()
 
     def schema(self, name: str) -> TableSchema | None:
         """The table of this (folded) name in this snapshot."""
@@ -109,10 +117,33 @@ class SnapshotView:
 
         return self._copy.schemas.all_at(self.snapshot_id)
 
+    def marks(self, table_id: int) -> tuple[Erased, ...]:
+        """What erasures took of the table from this snapshot, by erasure."""
+
+        found: dict[uuid.UUID, Erased] = {}
+        for mark in covering(self._copy.erased.get(table_id, ()), self.snapshot_id):
+            known = found.get(mark.erasure_id)
+            rows = mark.rows if known is None else mark.rows + known.rows
+            found[mark.erasure_id] = dataclasses.replace(mark, rows=rows)
+        return tuple(sorted(found.values(), key=lambda mark: str(mark.erasure_id)))
+
+    def erasures(self, table_id: int) -> tuple[str, ...]:
+        """The ids of erasures that took rows of the table from this snapshot."""
+
+        return tuple(str(mark.erasure_id) for mark in self.marks(table_id))
+
     def files(self, table_id: int) -> FileView:
+        """Raises Unavailable while what was erased before a restore is erased again."""
+
+        if table_id in self._owed:
+            raise Unavailable(
+                "rows of this table that were erased before a restore are being erased again; try "
+                "again when that is done",
+                retry_after_s=2.0,
+            )
         table = self._copy.tables.get(table_id)
         if table is None:
-            return FileView(table_id, 0, ())
+            return FileView(table_id, 0, (), self._copy.views.generation)
         return self._copy.views.view(table, self.snapshot_id)
 
     def lost_rows(self, table_id: int, *, began: int, ended: int) -> tuple[DataFile, ...]:
@@ -174,7 +205,7 @@ class Manifest:
         assert copy is not None
         if snapshot_id < copy.complete_from:
             await self._catalog.snapshot(snapshot_id)
-        return SnapshotView(snapshot_id, copy)
+        return SnapshotView(snapshot_id, copy, head.erasures_owed)
 
     async def close(self) -> None:
         if self._advance is not None:
@@ -183,11 +214,19 @@ class Manifest:
 
     def _reaches(self, snapshot_id: int, head: Head) -> bool:
         copy = self._copy
-        return copy is not None and copy.until >= snapshot_id and copy.history == head.history
+        return (
+            copy is not None
+            and copy.until >= snapshot_id
+            and copy.history == head.history
+            and copy.erasures >= head.erasures
+        )
 
     def _want(self, head: Head) -> None:
-        if self._wanted is None or head.snapshot_id > self._wanted.snapshot_id:
+        wanted = self._wanted
+        if wanted is None or head.snapshot_id > wanted.snapshot_id:
             self._wanted = head
+        elif head.erasures > wanted.erasures and head.history == wanted.history:
+            self._wanted = dataclasses.replace(wanted, erasures=head.erasures)
 
     def _start(self) -> asyncio.Task[None]:
         self._advance = asyncio.get_running_loop().create_task(self._move(), name="manifest")
@@ -214,13 +253,16 @@ class Manifest:
         head = self._wanted
         assert head is not None
         copy = self._copy
-        if copy is None or copy.history != head.history:
+        if copy is None or copy.history != head.history or copy.erasures < head.erasures:
             self._copy = await self._load(head)
             return
         if copy.until < head.snapshot_id:
             try:
                 delta = await self._catalog.manifest_delta(after=copy.until, until=head.snapshot_id)
             except SnapshotExpired:  # this process slept so long that ends were forgotten
+                self._copy = await self._load(head)
+                return
+            if delta.erasures != copy.erasures:
                 self._copy = await self._load(head)
                 return
             await copy.apply(delta)
@@ -233,7 +275,11 @@ class Manifest:
 
     async def _load(self, head: Head) -> _Copy:
         copy = _Copy(head.history)
-        await copy.apply(await self._catalog.manifest_delta(after=0, until=head.snapshot_id))
+        delta = await self._catalog.manifest_delta(after=0, until=head.snapshot_id)
+        copy.erasures = delta.erasures
+        for mark in delta.erased:
+            copy.erased.setdefault(mark.table_id, []).append(mark)
+        await copy.apply(delta)
         after = await self._catalog.head()
         copy.complete_from = after.oldest_snapshot_id
         # Loading anew would bring them again, with every advance.

@@ -120,7 +120,7 @@ class Planner:
         if len(files) < len(table.view.files):
             return scan_expression(table.schema, self.locate(files), ordered=ordered)
         schema = table.schema
-        key = (schema.table_id, schema.version, table.view.epoch, ordered)
+        key = (*_table_key(table), ordered)
         kept = self._relations.get(key)
         if kept is None:
             kept = scan_expression(schema, self.locate(files), ordered=ordered)
@@ -167,6 +167,11 @@ def find_table(view: SnapshotView, name: str, *, visible: Visible) -> TableSchem
     )
 
 
+def _table_key(table: _Table) -> tuple[int, int, int, int]:
+    view = table.view
+    return (table.schema.table_id, table.schema.version, view.epoch, view.generation)
+
+
 def _plan_key(
     sql: str,
     parameters: Parameters,
@@ -182,5 +187,5 @@ def _plan_key(
         given = repr(parameters)
         if len(given) > _KEY_CHARACTERS_MAX:
             return None
-    read = tuple((t.schema.table_id, t.schema.version, t.view.epoch) for t in tables.values())
+    read = tuple(_table_key(table) for table in tables.values())
     return (sql, given, ordered, pruning, read)

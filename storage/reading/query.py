@@ -103,6 +103,7 @@ class QueryAnswer:
     hold: Hold = field(repr=False)
     clock: Clock = field(repr=False)
     began_s: float = field(repr=False)
+    erasures: tuple[str, ...] = ()
     ended_s: float | None = field(default=None, repr=False)
     _stopping: asyncio.Future[None] | None = field(default=None, init=False, repr=False)
 
@@ -156,6 +157,7 @@ class QueryAnswer:
             "files_pruned": self.files_pruned,
             "bytes_scanned": self.bytes_scanned,
             "snapshots": list(self.snapshots),
+            **({"erasures": list(self.erasures)} if self.erasures else {}),
         }
 
 
@@ -231,6 +233,7 @@ class QueryService:
                 answer = await self._execute(
                     request, parsed, resolved, scan, hold, arrived_s, deadline_s
                 )
+                answer.erasures = _erasures(view, parsed)
         except BaseException:
             hold.release()
             if answer is not None:
@@ -356,6 +359,17 @@ def _description(view: SnapshotView, schema: TableSchema) -> TableDescription:
         len(files.files),
         max(files.epoch, view.first_snapshot(schema)),
     )
+
+
+def _erasures(view: SnapshotView, parsed: ParsedStatement) -> tuple[str, ...]:
+    """The marks of what the statement read (E7); the caller may see its tables."""
+
+    found: set[str] = set()
+    for name in parsed.tables:
+        schema = view.schema(name)
+        if schema is not None:
+            found.update(view.erasures(schema.table_id))
+    return tuple(sorted(found))
 
 
 def _timeout(phase: str, waited_ms: object) -> QueryTimeout:

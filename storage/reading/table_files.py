@@ -34,11 +34,13 @@ class FileRow:
 
 @dataclass(frozen=True, slots=True)
 class FileView:
-    """The files of one table between two of its changes. Do not change `files`: it is shared."""
+    """The files of one table between two of its changes. Do not change `files`: it is shared.
+    `generation`: the same epoch may have other files after everything was loaded anew."""
 
     table_id: int
     epoch: int
     files: tuple[DataFile, ...]
+    generation: int = 0
 
     @property
     def rows(self) -> int:
@@ -128,7 +130,8 @@ class TableFiles:
 class FileViews:
     """Recently used views of all tables, bounded by the number of file references they hold."""
 
-    def __init__(self, *, references_max: int = 4_000_000) -> None:
+    def __init__(self, *, references_max: int = 4_000_000, generation: int = 0) -> None:
+        self.generation = generation
         self._references_max = references_max
         self._references = 0
         self._views: OrderedDict[tuple[int, int], FileView] = OrderedDict()
@@ -146,7 +149,7 @@ class FileViews:
             self._views.move_to_end(key)
             return found
         near = self._newest.get(table.table_id)
-        view = FileView(table.table_id, epoch, table.files_at(epoch, near))
+        view = FileView(table.table_id, epoch, table.files_at(epoch, near), self.generation)
         if near is None or near.epoch < epoch:
             self._newest[table.table_id] = view
         self._keep(key, view)

@@ -8,20 +8,23 @@ import random
 import time
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from lakebus.clock import SystemChance, SystemClock, new_uuid
 from lakebus.errors import LakebusError
 from lakebus.tokens import TokenCodec
+from storage.engine.engine import QueryEngine
 from storage.engine.settings import EngineSettings
 from storage.ingesting.deletes import DeleteAnswer, DeleteRequest, DeleteService
 from storage.ingesting.grants import Grant, Principal
 from storage.ingesting.memory_keys import MemoryKeyStore
 from storage.ingesting.table_cache import TableCache
+from storage.maintenance import deletion, erasure
 from storage.maintenance.compaction import compact
-from storage.maintenance.deletion import delete
+from storage.maintenance.deletion import caged_engine, delete
 from storage.maintenance.jobs import Job, JobClaim, JobContext, JobKind, JobRequest
 from storage.maintenance.settings import MaintenanceSettings
 from storage.reading.predicates import PredicateChecker
@@ -41,6 +44,9 @@ class DeleteRig:
     checker: PredicateChecker
     folder: Path
     settings: MaintenanceSettings = SETTINGS
+    #: A cage of each job's own, as workers make them, and not the stack's engine: half a second a
+    #: job, so a few tests only.
+    own_cages: bool = False
     #: What workers get in place of the lake's own.
     upkeep: Any = None
 
@@ -168,6 +174,7 @@ class DeleteRig:
             clock=SystemClock(),
             chance=SystemChance(),
             note=note,
+            erasing=self.lake.erasing,
         )
 
     async def jobs(self) -> Sequence[Job]:
@@ -185,7 +192,23 @@ async def delete_rig(lake: LakeHarness, folder: Path) -> AsyncIterator[DeleteRig
             codec=codec,
             keys=MemoryKeyStore(),
         )
-        yield DeleteRig(stack, service, PredicateChecker(stack.engine), folder)
+        rig = DeleteRig(stack, service, PredicateChecker(stack.engine), folder)
+        with ExitStack() as patches:
+            for module in (deletion, erasure):
+                patches.enter_context(mock.patch.object(module, "caged_engine", _cages_of(rig)))
+            yield rig
+
+
+def _cages_of(rig: DeleteRig) -> Any:
+    @asynccontextmanager
+    async def cage(context: JobContext) -> AsyncIterator[QueryEngine]:
+        if not rig.own_cages:
+            yield rig.stack.engine
+            return
+        async with caged_engine(context) as engine:
+            yield engine
+
+    return cage
 
 
 def random_predicate(chance: random.Random) -> tuple[str, Any]:

@@ -50,6 +50,7 @@ async def rig(open_lake: OpenLake, tmp_path: Path) -> AsyncIterator[DeleteRig]:
 
 
 async def test_E7_a_delete_takes_exactly_what_matched_at_one_snapshot(rig: DeleteRig) -> None:
+    rig.own_cages = True
     await rig.publish(1, 2, 3, note="a")
     await rig.publish(4, 5)  # no note: null keeps the row
     await rig.publish(6, 7, note="b")

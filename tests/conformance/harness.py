@@ -25,6 +25,8 @@ from lakebus.tokens import TokenCodec, VisibilityToken
 from storage.bus.interface import Accepted, Claim, IngestBus, NewEntry, RejectSet
 from storage.bus.settings import BusSettings
 from storage.catalog.interface import Catalog, Published
+from storage.files.objects import ObjectStore
+from storage.maintenance.erasing import Erasing
 from storage.maintenance.interface import Upkeep
 from storage.maintenance.jobs import JobStore
 from storage.rows.segment import EntryPart
@@ -102,6 +104,10 @@ class LakeHarness(abc.ABC):
 
     @property
     @abc.abstractmethod
+    def erasing(self) -> Erasing: ...
+
+    @property
+    @abc.abstractmethod
     def jobs(self) -> JobStore: ...
 
     @abc.abstractmethod
@@ -150,6 +156,11 @@ class LakeHarness(abc.ABC):
     async def condemn_regardless(self, file_id: uuid.UUID, object_key: str) -> None:
         """Writes the record of a condemned file as if a condemnation had been wrong, one of long
         ago: only the re-check at the deletion stands between it and the file."""
+
+        raise NotImplementedError
+
+    def keep_records_in(self, store: ObjectStore) -> None:
+        """RESTORE: the object store that a restored lake asks for records of erasures."""
 
         raise NotImplementedError
 

@@ -15,7 +15,10 @@ from storage.bus.memory import MemoryBus
 from storage.bus.settings import BusSettings
 from storage.catalog.interface import Catalog
 from storage.catalog.memory import MemoryCatalog
+from storage.catalog.memory_erasures import MemoryErasing
 from storage.catalog.memory_upkeep import MemoryUpkeep
+from storage.files.objects import ObjectStore
+from storage.maintenance.erasing import Erasing
 from storage.maintenance.interface import CondemnedFile, Upkeep
 from storage.maintenance.jobs import JobStore
 from storage.maintenance.memory_jobs import MemoryJobs
@@ -54,6 +57,10 @@ class MemoryHarness(LakeHarness):
     @property
     def upkeep(self) -> Upkeep:
         return self._view.upkeep
+
+    @property
+    def erasing(self) -> Erasing:
+        return MemoryErasing(self.lake)
 
     @property
     def jobs(self) -> JobStore:
@@ -95,6 +102,9 @@ class MemoryHarness(LakeHarness):
         self.lake.state.condemned[file_id] = CondemnedFile(
             file_id, object_key, None, "unreferenced", None, "condemned", long_ago, None
         )
+
+    def keep_records_in(self, store: ObjectStore) -> None:
+        self.lake.object_store = store
 
     async def take_backup(self) -> Any:
         return self.lake.backup()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import uuid
@@ -18,7 +19,8 @@ from lakebus.clock import new_uuid
 from storage.bus.interface import IngestBus, NewEntry
 from storage.bus.settings import BusSettings
 from storage.catalog.interface import Catalog
-from storage.files.objects import MemoryObjectStore
+from storage.files.objects import MemoryObjectStore, ObjectExists, ObjectStore
+from storage.maintenance.erasing import Erasing
 from storage.maintenance.interface import Swap, SwapOperation, Upkeep
 from storage.maintenance.jobs import JobStore
 from storage.postgres import PostgresLake
@@ -63,6 +65,7 @@ class PostgresHarness(LakeHarness):
         super().__init__(settings)
         self._dsn = dsn
         self._store = MemoryObjectStore()
+        self._records: ObjectStore | None = None
         self._main: PostgresLake | None = None
         self._others: list[PostgresLake] = []
         self._wires: list[Wire] = []
@@ -86,6 +89,10 @@ class PostgresHarness(LakeHarness):
     @property
     def upkeep(self) -> Upkeep:
         return self._lake.upkeep
+
+    @property
+    def erasing(self) -> Erasing:
+        return self._lake.erasing
 
     @property
     def jobs(self) -> JobStore:
@@ -127,6 +134,15 @@ class PostgresHarness(LakeHarness):
             await lake.close()
         self._others.clear()
 
+    def keep_records_in(self, store: ObjectStore) -> None:
+        self._records = store
+
+    async def _copy_records(self) -> None:
+        if self._records is not None:
+            async for key, _ in self._records.list("erasures/"):
+                with contextlib.suppress(ObjectExists):
+                    await self._store.put_new(key, await self._records.get(key))
+
     async def take_backup(self) -> Contents:
         return await read_contents(await self._observing())
 
@@ -135,6 +151,7 @@ class PostgresHarness(LakeHarness):
         an operator does: accept the loss."""
 
         await self._leave()
+        await self._copy_records()
         await write_contents(await self._observing(), backup)
         async with connection_to(self._dsn) as connection:
             found = await examine(connection, store=self._store)

@@ -4,6 +4,7 @@ from tests.conformance.bus import *  # noqa: F403
 from tests.conformance.catalog import *  # noqa: F403
 from tests.conformance.deletes import *  # noqa: F403
 from tests.conformance.door import *  # noqa: F403
+from tests.conformance.erasures import *  # noqa: F403
 from tests.conformance.failure import *  # noqa: F403
 from tests.conformance.jobs import *  # noqa: F403
 from tests.conformance.keys import *  # noqa: F403

@@ -24,6 +24,7 @@ from storage.bus.interface import (
     BatchStatus,
     Claim,
     ClaimedSegment,
+    EmptiedBus,
     KeyRecord,
     LeaseRef,
     NewEntry,
@@ -216,6 +217,14 @@ class RemoteBus:
 
     async def drop_quarantined(self, quarantine_id: int) -> bool:
         return await self._db.write(lambda: self._bus.drop_quarantined(quarantine_id))
+
+    async def erase_quarantined(self, quarantine_id: int, *, reason: str) -> bool:
+        return await self._db.write(
+            lambda: self._bus.erase_quarantined(quarantine_id, reason=reason)
+        )
+
+    async def empty(self, positions: Mapping[int, int]) -> EmptiedBus:
+        return await self._db.read(lambda: self._bus.empty(positions))
 
     async def purge(self) -> PurgeReport:
         return await self._db.read(lambda: self._bus.purge())

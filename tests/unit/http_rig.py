@@ -25,6 +25,7 @@ from storage.engine.plans import ParsedStatement, QueryPlan
 from storage.files.objects import LocalObjectStore
 from storage.ingesting.batches import BatchService
 from storage.ingesting.deletes import DeleteService
+from storage.ingesting.erasures import ErasureService
 from storage.ingesting.grants import Grant
 from storage.ingesting.keyring import KeyRing
 from storage.ingesting.memory_keys import MemoryKeyStore
@@ -248,6 +249,14 @@ async def server(
             resolver=resolver,
             codec=lake.codec,
             keys=keyring.store,
+        ),
+        erasures=ErasureService(
+            jobs=MemoryJobs(lake),
+            tables=tables,
+            resolver=resolver,
+            codec=lake.codec,
+            keys=keyring.store,
+            bus=bus,
         ),
         predicates=PredicateChecker(engine),
         batches=BatchService(bus=bus, watcher=watcher),

@@ -21,7 +21,6 @@ from lakebus.clock import SystemClock, new_uuid
 from lakebus.errors import (
     ConfigurationError,
     Corrupt,
-    Fault,
     LeaseLost,
     OutcomeUnknown,
     SqlError,
@@ -149,6 +148,17 @@ async def test_a_job_that_takes_its_process_down_each_time_ends(world: World) ->
     found = await world.found(job)
     assert found.state is State.FAILED
     assert runner.begun == []
+
+
+async def test_E7_an_erasure_is_tried_until_it_is_done(world: World) -> None:
+    job = await world.ask(JobRequest(JobKind.ERASE, "someone"))
+    for _ in range(SETTINGS.attempts_max + 2):
+        assert await world.jobs.claim(new_uuid(), kinds=RUNNABLE, ttl_s=1)
+        world.advance_s(1)
+    runner = ScriptedRunner(Unavailable("the store is away"))
+    await tick(world.maintainer(runner))
+    assert (await world.found(job)).state is State.QUEUED
+    assert len(runner.begun) == 1
 
 
 async def test_E7_a_delete_that_published_is_never_recorded_as_failed(
@@ -377,8 +387,7 @@ def test_settings_are_checked() -> None:
 def test_a_rewrite_is_given_its_memory() -> None:
     plain = memory_bytes_of(JobKind.COLLECT, rewrite_memory_bytes=512)
     assert memory_bytes_of(JobKind.COMPACT, rewrite_memory_bytes=512) == plain + 512
-    with pytest.raises(Fault, match="erase"):
-        memory_bytes_of(JobKind.ERASE, rewrite_memory_bytes=1)
+    assert memory_bytes_of(JobKind.ERASE, rewrite_memory_bytes=512) == plain + 512
 
 
 def test_every_runnable_kind_has_its_body() -> None:

@@ -28,6 +28,7 @@ async def lake() -> AsyncIterator[Server]:
 
 def path_of(template: str) -> str:
     values = {"table": "events", "batch_id": "b1-0-0", "snapshot_id": "1", "query_id": "q"}
+    values |= {"job_id": "j", "kind": "compact", "name": "kept"}
     return template.format(key_id="k", quarantine_id="1", **values)
 
 
@@ -71,12 +72,13 @@ async def test_a_wrong_secret_is_refused(lake: Server) -> None:
     "route", [r for r in ROUTES if r.scope], ids=lambda r: f"{r.method} {r.path}"
 )
 async def test_every_route_checks_its_scope(lake: Server, route: Any) -> None:
-    others = [Grant(s) for s in ("ingest", "create", "query", "admin") if s != route.scope]
+    needed = route.scope.split(" and ")
+    others = [Grant(s) for s in ("ingest", "create", "query", "admin") if s not in needed]
     if route.path == "/v1/visibility":
         others = [grant for grant in others if grant.scope != "ingest"]
     key = await lake.new_key(*others, principal="p")
     answer = await lake.http.request(route.method, path_of(route.path), headers=lake.headers(key))
-    assert problem(answer, 403, "forbidden")["scope"] == route.scope
+    assert problem(answer, 403, "forbidden")["scope"] in needed
 
 
 async def test_a_scope_may_be_limited_to_tables(lake: Server) -> None:

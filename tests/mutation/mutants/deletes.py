@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.mutation.mutant import Edit, in_memory, mutant
 
 _DELETION = "storage/maintenance/deletion.py"
+_JOBS = "storage/maintenance/jobs.py"
 _ONCE = "test_E7_a_delete_that_dies_is_done_once"
 
 MUTANTS = (
@@ -12,7 +13,7 @@ MUTANTS = (
         "delete_is_published_twice",
         "E7",
         "A second try of a delete that was published publishes another one.",
-        Edit(_DELETION, "return uuid.uuid5(_PUBLICATION, job_id.hex)", "return uuid.uuid4()"),
+        Edit(_JOBS, "return uuid.uuid5(_PUBLICATION, job_id.hex)", "return uuid.uuid4()"),
         killers=in_memory(_ONCE),
     ),
     mutant(
