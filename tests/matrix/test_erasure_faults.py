@@ -30,11 +30,10 @@ pytestmark = pytest.mark.usefixtures("patient_sessions")
 
 async def _killed_at_each(
     lake: MatrixLake,
-    function: str,
+    places: list[str],
     call: Callable[[], Awaitable[object]],
     error: type[Exception] = OutcomeUnknown,
 ) -> None:
-    places = markers_of(function)
     assert places
     for place in places:
         with named(place):
@@ -61,19 +60,21 @@ async def test_E7_an_erasure_killed_at_any_statement_changes_nothing(
         Replacement(files[1].file_id, 1, None, adopted=False),
     ]
     await _killed_at_each(
-        lake, "replace_files", lambda: lake.erasing.replace(erasure_id, table.table_id, taken)
+        lake,
+        markers_of("replace_files"),
+        lambda: lake.erasing.replace(erasure_id, table.table_id, taken),
     )
     (left,) = await lake.upkeep.live_files(table.table_id)
     assert (left.file_id, left.first_snapshot) == (new.file_id, files[0].first_snapshot)
 
     names = await lake.upkeep.register_intents(table.table_id, 1, owner=new_uuid(), ttl_s=60)
     await _killed_at_each(
-        lake, "erase_strays", lambda: lake.erasing.erase_strays(table.table_id, names)
+        lake, markers_of("erase_strays"), lambda: lake.erasing.erase_strays(table.table_id, names)
     )
     publication_id = new_uuid()
     await _killed_at_each(
         lake,
-        "finish_erasure",
+        markers_of("finish_erasure"),
         lambda: lake.erasing.finish(erasure_id, table.table_id, publication_id, {}),
     )
     doomed = {one.file_id for one in await lake.erasing.doomed(table.table_id)}
@@ -92,7 +93,7 @@ async def test_E7_what_is_owed_after_a_restore_is_noted_whole_or_not_at_all(
     await lake.execute("UPDATE lakebus.lake SET erasures_serial = 0")
     pool = lake.erasing._pool  # type: ignore[attr-defined]
     await _killed_at_each(
-        lake, "owe_erasures", lambda: compare_erasures(pool, store=store), Unavailable
+        lake, markers_of("owe_erasures"), lambda: compare_erasures(pool, store=store), Unavailable
     )
     assert len(await lake.jobs.jobs()) == 2
 
@@ -103,7 +104,9 @@ async def test_E7_leaving_a_ring_killed_at_any_statement_changes_nothing(
     lake, table = matrix_lake, await matrix_lake.create()
     await files_of(lake, table, 2)
     ends = await lake.bus.ends()
-    await _killed_at_each(lake, "leave_segments", lambda: lake.bus.empty(ends), Unavailable)
+    await _killed_at_each(
+        lake, markers_of("leave_segments"), lambda: lake.bus.empty(ends), Unavailable
+    )
     assert (await lake.bus.empty(ends)).bytes_left == 0
 
 
