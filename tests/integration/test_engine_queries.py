@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -111,17 +112,21 @@ async def test_E6_a_file_that_is_gone_or_damaged_is_never_an_answer(
         source = write_table(folder, f"damaged_{name}", 0, 50_000)
         path = folder / "data" / f"damaged_{name}.parquet"
         whole = path.read_bytes()
+        footer = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
         assert (await rows(engine, "SELECT count(*) FROM t", {"t": source})) == [["50000"]]
         damaged = {
             "gone": None,
             "empty": b"",
             "cut": whole[:count],
             "beginning": b"x" * 20_000 + whole[20_000:],
-            "footer": whole[:-300] + b"x" * 250 + whole[-50:],
+            "footer": whole[:footer] + b"x" * 50 + whole[footer + 50 :],
         }[name]
         path.unlink()
         if damaged is not None:
             path.write_bytes(damaged)
+            # A footer that the engine kept is used while the file's time, in seconds, is the same:
+            # that would be a right answer, from a file whose rows are whole.
+            os.utime(path, (0, 0))
         with pytest.raises(errors.Unavailable, match="lakebus maintain validate") as caught:
             await rows(engine, "SELECT sum(id), max(name) FROM t", {"t": source})
         assert "/" not in str(caught.value)

@@ -63,7 +63,9 @@ async def test_M10_a_role_paused_at_any_step_changes_nothing_when_it_goes_on(
     failpoints: Failpoints, name: str
 ) -> None:
     rig = Rig(clock=SystemClock(), shards=1, lease_ttl_ms=_TTL_MS)
-    events = await rig.create()
+    # A file more than the claim's own is made when a range has rows of two partitions.
+    layout = ["truncate(2, id)"] if name == "stager.after_intents" else []
+    events = await rig.create("events", *layout)
     await rig.append((events, [1, 2]))
     if "canary" in name:
         await _has_failed_before(rig)
