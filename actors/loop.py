@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from actors.pacing import Backoff
@@ -37,6 +37,27 @@ class LoopStatus:
     turns: int
     failures: int
     tick_age_s: float
+
+
+async def run_steps(
+    role: str,
+    steps: Sequence[tuple[str, Callable[[], Awaitable[None]]]],
+    *,
+    failing: Collection[str],
+) -> list[str]:
+    """Runs steps that do not depend on each other, so that one that cannot be done now does not
+    hold up the others. Answers the names of those that have to wait; which is told once, not at
+    each turn. Raises what is not absence of store, catalog or crew."""
+
+    waiting = []
+    for name, step in steps:
+        try:
+            await step()
+        except (RetryLater, OutcomeUnknown) as error:
+            waiting.append(name)
+            if name not in failing:
+                _LOG.warning("the %s's step %s has to wait: %s", role, name, error)
+    return waiting
 
 
 class RoleLoop:

@@ -21,7 +21,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from actors.loop import LoopStatus, OnFatal, RoleLoop
+from actors.loop import LoopStatus, OnFatal, RoleLoop, run_steps
 from actors.settings import MaintainerSettings, RoleSettings
 from lakebus.clock import SYSTEM_CHANCE, Chance, Clock
 from lakebus.errors import (
@@ -109,7 +109,7 @@ class Maintainer:
         self._at_rest = False
         self._compacted_s = clock.monotonic_s() - settings.compact_every_s
         self._forgot_s = float("-inf")
-        self._failing: frozenset[str] = frozenset()
+        self._failing: list[str] = []
         self._loop = RoleLoop(
             role="maintenance",
             turn=self._turn,
@@ -147,20 +147,17 @@ class Maintainer:
         """One tick. Jobs go on when it has returned. Raises what is not absence of the catalog."""
 
         report = MaintainerReport()
-        steps: tuple[tuple[str, Callable[[MaintainerReport], Awaitable[None]]], ...] = (
-            ("compaction", self._submit_compaction),
-            ("periodic", self._submit_periodic),
-            ("forget", self._forget),
-            ("claim", self._claim),
+        report.failed = await run_steps(
+            "maintainer",
+            (
+                ("compaction", lambda: self._submit_compaction(report)),
+                ("periodic", lambda: self._submit_periodic(report)),
+                ("forget", self._forget),
+                ("claim", lambda: self._claim(report)),
+            ),
+            failing=self._failing,
         )
-        for name, step in steps:
-            try:
-                await step(report)
-            except (RetryLater, OutcomeUnknown) as error:
-                report.failed.append(name)
-                if name not in self._failing:  # told once, not each tick
-                    _LOG.warning("the maintainer's step %s has to wait: %s", name, error)
-        self._failing = frozenset(report.failed)
+        self._failing = report.failed
         return report
 
     async def _turn(self) -> float:
@@ -217,7 +214,7 @@ class Maintainer:
             if job is not None:
                 report.submitted.append(job)
 
-    async def _forget(self, report: MaintainerReport) -> None:
+    async def _forget(self) -> None:
         now = self._clock.monotonic_s()
         if now >= self._forgot_s + _FORGET_EVERY_S:
             await self._jobs.forget(older_than_s=self._settings.jobs_keep_s)

@@ -8,14 +8,13 @@ one that cannot be done now does not hold up the others.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from actors.loop import LoopStatus, OnFatal, RoleLoop
+from actors.loop import LoopStatus, OnFatal, RoleLoop, run_steps
 from actors.settings import RoleSettings
 from lakebus.clock import SYSTEM_CHANCE, Chance, Clock
-from lakebus.errors import OutcomeUnknown, RetryLater
 from lakebus.telemetry import Metrics
 from storage.bus.interface import IngestBus, PurgeReport
 from storage.catalog.interface import Catalog
@@ -102,7 +101,7 @@ class Supervisor:
         self._metrics = metrics
         self._purged_s = float("-inf")
         self._silent: dict[str, float] = {}
-        self._failing: frozenset[str] = frozenset()
+        self._failing: list[str] = []
         self._loop = RoleLoop(
             role="supervisor",
             turn=self._turn,
@@ -129,20 +128,17 @@ class Supervisor:
         """One tick. Raises what a step raised that is not absence of store, catalog or crew."""
 
         report = SupervisorReport()
-        steps: tuple[tuple[str, Callable[[SupervisorReport], Awaitable[None]]], ...] = (
-            ("crew", self._look_after_crew),
-            ("drops", self._finish_drops),
-            ("purge", self._purge),
-            ("backlog", self._measure_backlog),
+        report.failed = await run_steps(
+            "supervisor",
+            (
+                ("crew", lambda: self._look_after_crew(report)),
+                ("drops", lambda: self._finish_drops(report)),
+                ("purge", lambda: self._purge(report)),
+                ("backlog", lambda: self._measure_backlog(report)),
+            ),
+            failing=self._failing,
         )
-        for name, step in steps:
-            try:
-                await step(report)
-            except (RetryLater, OutcomeUnknown) as error:
-                report.failed.append(name)
-                if name not in self._failing:  # told once, not each tick
-                    _LOG.warning("the supervisor's step %s has to wait: %s", name, error)
-        self._failing = frozenset(report.failed)
+        self._failing = report.failed
         return report
 
     async def _turn(self) -> float:

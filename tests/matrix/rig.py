@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import asyncpg
+import pytest
 
 from actors.publisher import SnapshotPublisher
 from actors.settings import RoleSettings
 from lakebus.clock import SystemClock
+from lakebus.errors import Unavailable
 from lakebus.schemas import TableSchema
 from lakebus.telemetry import NO_TRACING, MemoryMetrics
 from storage.bus.interface import Accepted, AppendOutcome, Claim, KeyTaken, NewEntry
@@ -27,7 +29,7 @@ from storage.catalog.interface import Commit
 from tests.conformance.harness import SUITE_SETTINGS, LakeView, entry_of
 from tests.conformance.postgres import PostgresHarness
 from tests.conformance.worker import Worker
-from tests.failpoints.sql import SqlFailpoints
+from tests.failpoints.sql import SqlFailpoints, SqlTerminate
 from tests.matrix.auditor import (
     Books,
     check_books,
@@ -228,3 +230,25 @@ async def locks_waited_for(dsn: str) -> int:
         )
     finally:
         connection.terminate()
+
+
+async def killed_at_each(
+    lake: MatrixLake,
+    places: Sequence[str],
+    call: Callable[[], Awaitable[object]],
+    error: type[Exception] = Unavailable,
+) -> None:
+    """A call whose session ends at each of its statements changes nothing; then it changes
+    something."""
+    assert places
+    for place in places:
+        with named(place):
+            before = await lake.everything()
+            await lake.sql.arm(place, SqlTerminate())
+            with pytest.raises(error):
+                await call()
+            await lake.unchanged_since(before)
+            await lake.sql.disarm(place)
+    before = await lake.everything()
+    await call()
+    assert await lake.everything() != before

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Awaitable, Callable
 
 import pytest
 
 from lakebus.clock import new_uuid
-from lakebus.errors import OutcomeUnknown, Unavailable
+from lakebus.errors import OutcomeUnknown
 from storage.files.objects import MemoryObjectStore
 from storage.maintenance.erasing import Replacement
 from storage.maintenance.erasure_records import write_record
@@ -21,31 +20,10 @@ from tests.conformance.worker import Worker
 from tests.failpoints.actions import Raise
 from tests.failpoints.markers import markers_of
 from tests.failpoints.points import Failpoints
-from tests.failpoints.sql import SqlTerminate
-from tests.matrix.rig import MatrixLake, keyed_entries, named
+from tests.matrix.rig import MatrixLake, keyed_entries, killed_at_each
 from tests.matrix.test_purge_faults import Crashed, objects
 
 pytestmark = pytest.mark.usefixtures("patient_sessions")
-
-
-async def _killed_at_each(
-    lake: MatrixLake,
-    places: list[str],
-    call: Callable[[], Awaitable[object]],
-    error: type[Exception] = OutcomeUnknown,
-) -> None:
-    assert places
-    for place in places:
-        with named(place):
-            before = await lake.everything()
-            await lake.sql.arm(place, SqlTerminate())
-            with pytest.raises(error):
-                await call()
-            await lake.unchanged_since(before)
-            await lake.sql.disarm(place)
-    before = await lake.everything()
-    await call()
-    assert await lake.everything() != before
 
 
 async def test_E7_an_erasure_killed_at_any_statement_changes_nothing(
@@ -59,23 +37,28 @@ async def test_E7_an_erasure_killed_at_any_statement_changes_nothing(
         Replacement(files[0].file_id, 0, new, adopted=False),
         Replacement(files[1].file_id, 1, None, adopted=False),
     ]
-    await _killed_at_each(
+    await killed_at_each(
         lake,
         markers_of("replace_files"),
         lambda: lake.erasing.replace(erasure_id, table.table_id, taken),
+        OutcomeUnknown,
     )
     (left,) = await lake.upkeep.live_files(table.table_id)
     assert (left.file_id, left.first_snapshot) == (new.file_id, files[0].first_snapshot)
 
     names = await lake.upkeep.register_intents(table.table_id, 1, owner=new_uuid(), ttl_s=60)
-    await _killed_at_each(
-        lake, markers_of("erase_strays"), lambda: lake.erasing.erase_strays(table.table_id, names)
+    await killed_at_each(
+        lake,
+        markers_of("erase_strays"),
+        lambda: lake.erasing.erase_strays(table.table_id, names),
+        OutcomeUnknown,
     )
     publication_id = new_uuid()
-    await _killed_at_each(
+    await killed_at_each(
         lake,
         markers_of("finish_erasure"),
         lambda: lake.erasing.finish(erasure_id, table.table_id, publication_id, {}),
+        OutcomeUnknown,
     )
     doomed = {one.file_id for one in await lake.erasing.doomed(table.table_id)}
     assert doomed == {files[0].file_id, files[1].file_id, *names}
@@ -92,8 +75,8 @@ async def test_E7_what_is_owed_after_a_restore_is_noted_whole_or_not_at_all(
         await write_record(store, erasure_id, record)
     await lake.execute("UPDATE lakebus.lake SET erasures_serial = 0")
     pool = lake.erasing._pool  # type: ignore[attr-defined]
-    await _killed_at_each(
-        lake, markers_of("owe_erasures"), lambda: compare_erasures(pool, store=store), Unavailable
+    await killed_at_each(
+        lake, markers_of("owe_erasures"), lambda: compare_erasures(pool, store=store)
     )
     assert len(await lake.jobs.jobs()) == 2
 
@@ -104,9 +87,7 @@ async def test_E7_leaving_a_ring_killed_at_any_statement_changes_nothing(
     lake, table = matrix_lake, await matrix_lake.create()
     await files_of(lake, table, 2)
     ends = await lake.bus.ends()
-    await _killed_at_each(
-        lake, markers_of("leave_segments"), lambda: lake.bus.empty(ends), Unavailable
-    )
+    await killed_at_each(lake, markers_of("leave_segments"), lambda: lake.bus.empty(ends))
     assert (await lake.bus.empty(ends)).bytes_left == 0
 
 

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from lakebus.clock import new_uuid
-from lakebus.errors import OutcomeUnknown, SnapshotExpired, Unavailable
+from lakebus.errors import OutcomeUnknown, SnapshotExpired
 from lakebus.schemas import TableSchema
 from storage.maintenance.interface import Swap, SwapOutcome
 from tests.conformance.upkeep import files_of, swap_of, swapped
@@ -16,7 +16,7 @@ from tests.failpoints.actions import Run
 from tests.failpoints.markers import markers_of
 from tests.failpoints.points import Failpoints
 from tests.failpoints.sql import SqlPause, SqlTerminate
-from tests.matrix.rig import MatrixLake, locks_waited_for, named
+from tests.matrix.rig import MatrixLake, killed_at_each, locks_waited_for, named
 
 pytestmark = pytest.mark.usefixtures("patient_sessions")
 
@@ -80,12 +80,12 @@ async def test_E3_every_call_of_upkeep_killed_at_any_statement_changes_nothing(
         ),
     ]
     for places, call in steps:
-        await _killed_at_each(lake, places, call)
+        await killed_at_each(lake, places, call)
     assert not await lake.upkeep.tags()
     await lake.upkeep.release_pin(pinned)
-    await _killed_at_each(lake, markers_of("condemn"), lambda: lake.upkeep.condemn(limit=100))
+    await killed_at_each(lake, markers_of("condemn"), lambda: lake.upkeep.condemn(limit=100))
     await lake.condemn_regardless(live[0].file_id, "x")  # to be pardoned
-    await _killed_at_each(
+    await killed_at_each(
         lake,
         markers_of("begin_deletes"),
         lambda: lake.upkeep.begin_deletes(window_s=0, limit=100),
@@ -93,23 +93,6 @@ async def test_E3_every_call_of_upkeep_killed_at_any_statement_changes_nothing(
     assert {one.state for one in await lake.upkeep.condemned()} == {"deleting"}
     assert len(await lake.upkeep.condemned()) == 4
     assert list(await lake.upkeep.live_files(table.table_id)) == list(live)
-
-
-async def _killed_at_each(
-    lake: MatrixLake, places: list[str], call: Callable[[], Awaitable[object]]
-) -> None:
-    assert places
-    for place in places:
-        with named(place):
-            before = await lake.everything()
-            await lake.sql.arm(place, SqlTerminate())
-            with pytest.raises(Unavailable):
-                await call()
-            await lake.unchanged_since(before)
-            await lake.sql.disarm(place)
-    before = await lake.everything()
-    await call()
-    assert await lake.everything() != before
 
 
 # --- races ----------------------------------------------------------------------------------------

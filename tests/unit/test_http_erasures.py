@@ -122,5 +122,5 @@ async def test_E7_the_client_and_the_command_erase_rows(commands: Lake) -> None:
     done, _ = await asyncio.gather(commands.run(*asked), _finish(commands.server))
     assert done.return_value == 0
     assert done.output.splitlines()[0] == "snapshots 3 to 3 lost 1 row"
-    late = await commands.run(*asked, "--timeout-s", "0.2")
+    late = await commands.run(*asked, "--timeout-s", "1.5")
     assert (late.return_value, "goes on" in late.output) == (3, True)
