@@ -166,7 +166,7 @@ async def test_E7_the_client_and_the_command_delete_rows(commands: Lake) -> None
     )
     assert json.loads(counted.output)["deleted_rows"] == 2
     late_run = await commands.run(
-        "delete", "--table", "events", "--where", "true", "--timeout-s", "0.2"
+        "delete", "--table", "events", "--where", "true", "--timeout-s", "1.5"
     )
     assert late_run.return_value == 3
     assert "goes on" in late_run.output
