@@ -119,12 +119,15 @@ async def test_hints_wake_the_coordinator_long_before_the_poll() -> None:
 async def test_a_flood_makes_few_large_files() -> None:
     rig = Rig(clock=SystemClock(), roles=with_settings(ROLE_SETTINGS, linger_ms=100), shards=1)
     events = await rig.create()
+    began_s = time.monotonic()
     async with running(host(rig)):
         for i in range(500):
             await rig.append((events, [i]), ordering="a")
         await published(rig)
+    # One a linger, however slowly a busy machine lets the rows come; the first does not wait.
+    lingers = (time.monotonic() - began_s) / 0.1
     assert len(await rig.ids()) == 500
-    assert len(await rig.files()) < 50
+    assert len(await rig.files()) <= lingers + 5
 
 
 class Weather:
