@@ -246,6 +246,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--memory-mib", type=int, default=256)
     parser.add_argument("--sort-by", default="")
+    parser.add_argument("--small-only", action="store_true", help="only the 2,000 small files")
     parser.add_argument("--peers", metavar="PYTHON", help="interpreter of the peers' environment")
     options = parser.parse_args()
     share = 10 if options.quick else 1
@@ -258,7 +259,7 @@ def main() -> None:
         for name, files, rows in (
             ("many small files", 2_000, 1_000 // share),
             ("64 files of 13 MB", 64, 440_000 // share),
-        ):
+        )[: 1 if options.small_only else 2]:
             folder = Path(scratch) / name.replace(" ", "-")
             inputs = write_files(folder / "inputs", schema, files=files, rows_per_file=rows)
             figures, ours = compare(folder, schema, inputs, options)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import asyncpg
@@ -126,9 +126,11 @@ class PostgresInspection:
                     )
                 yield PostgresView(connection)
             finally:
-                if not connection.is_closed():
-                    with reading():
-                        await transaction.rollback()
+                # There is nothing to undo where the connection broke; what the view has told stays
+                # right. The pool takes such a connection back at once, and from then on it cannot
+                # even be asked whether it is closed.
+                with suppress(Unavailable), reading():
+                    await transaction.rollback()
 
     async def file(self, file_id: uuid.UUID) -> InspectedFile | None:
         rows = await self._all(f"{_FILE} WHERE f.file_id = $1", file_id)

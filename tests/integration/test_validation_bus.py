@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
+from lakebus.errors import Unavailable
 from lakebus.schemas import TableSchema
 from storage.postgres.rewind_marker import PREFIX
 from tests.integration.validation_fixtures import file, lake, table, template
@@ -54,6 +57,26 @@ async def test_E6_compares_the_marker(lake: ValidatedLake, table: TableSchema) -
     for key in [key async for key, _ in lake.store.list(PREFIX)]:
         await lake.store.delete(key)
     assert await lake.findings() == {("marker_behind", "marker")}
+
+
+async def test_E6_a_look_whose_session_ends_is_tried_again_and_no_finding(
+    lake: ValidatedLake, table: TableSchema
+) -> None:
+    assert lake.postgres is not None
+    inspection = lake.postgres.inspection
+
+    async def look() -> None:
+        async with inspection.look() as view:
+            await view.head()
+            await lake.execute(
+                "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+                " WHERE pid <> pg_backend_pid() AND usename = current_user"
+            )
+            await view.head()
+
+    with pytest.raises(Unavailable):
+        await look()
+    assert await lake.findings() == set()
 
 
 # --- the in-memory twin --------------------------------------------------------------------

@@ -185,7 +185,7 @@ class Streamer:
         while True:
             try:
                 data = await _chunk(reader)
-            except (OSError, EOFError, ValueError):
+            except (OSError, EOFError, ValueError, asyncio.LimitOverrunError):
                 return lines, False
             if not data:
                 break
