@@ -87,7 +87,8 @@ async def test_E7_leaving_a_ring_killed_at_any_statement_changes_nothing(
     lake, table = matrix_lake, await matrix_lake.create()
     await files_of(lake, table, 2)
     ends = await lake.bus.ends()
-    await killed_at_each(lake, markers_of("leave_segments"), lambda: lake.bus.empty(ends))
+    places = [*markers_of("leave_segments"), *markers_of("switch_segments")]
+    await killed_at_each(lake, places, lambda: lake.bus.empty(ends))
     assert (await lake.bus.empty(ends)).bytes_left == 0
 
 

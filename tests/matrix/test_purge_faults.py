@@ -39,12 +39,14 @@ PURGING = {
 PASSES_MAX = 12
 CALLS = {
     "rotate_segments": ["rotate_segments(1, '10ms')"],
+    "switch_segments": ["rotate_segments(1, '10ms')"],
     "truncate_segments": [f"truncate_segments({ring})" for ring in range(4)],
     "rotate_keys": [f"rotate_keys('{WINDOW_S} s')"],
     "truncate_keys": [f"truncate_keys({ring}, '{WINDOW_S} s')" for ring in range(3)],
 }
 PLACES = [
     *markers_of("rotate_segments"),
+    *markers_of("switch_segments"),
     *markers_of("truncate_segments"),
     *markers_of("rotate_keys"),
     *markers_of("truncate_keys"),
@@ -202,9 +204,9 @@ async def test_M25_ingest_goes_on_when_a_rotation_dies_with_the_fence_in_its_han
     table = await lake.create()
     passes = Passes(lake, table)
     await passes.prepare()
-    await lake.sql.arm("rotate_segments.after_state", SqlPause())
+    await lake.sql.arm("switch_segments.after_state", SqlPause())
     purging = asyncio.create_task(lake.bus.purge())
-    await lake.sql.reached("rotate_segments.after_state")
+    await lake.sql.reached("switch_segments.after_state")
     behind = asyncio.create_task(lake.offer(keyed_entries(table, [100])))
     while not await locks_waited_for(lake.dsn):
         await asyncio.sleep(0.005)  # a lock that is waited for gives no signal
@@ -219,7 +221,7 @@ async def test_M25_ingest_goes_on_when_a_rotation_dies_with_the_fence_in_its_han
     assert isinstance(outcome, Accepted)
     assert await lake.value("SELECT segment_ring FROM lakebus.bus_state") == 0
     await lake.audit(drained=False, purged=True)
-    await lake.sql.disarm("rotate_segments.after_state")
+    await lake.sql.disarm("switch_segments.after_state")
     await purge(lake)
     assert await lake.value("SELECT segment_ring FROM lakebus.bus_state") == 1
     await lake.drain()

@@ -206,13 +206,6 @@ BEGIN
     IF v_taken OR NOT v_filled THEN
         RETURN false;
     END IF;
-    PERFORM pg_advisory_xact_lock(7201, 0);
-    -- failpoint: leave_segments.after_fence
-    UPDATE bus_state SET segment_ring = v_next, segment_ring_since = clock_timestamp()
-     WHERE segment_ring = v_state.segment_ring;
-    -- failpoint: leave_segments.after_state
-    UPDATE bus_ring r SET left_at = clock_timestamp(), terminal_at = NULL, left_positions =
-        (SELECT array_agg(s.next_append ORDER BY s.shard) FROM bus_shard s)
-     WHERE r.kind = 'segment' AND r.ring = v_state.segment_ring;
-    RETURN FOUND;
+    -- failpoint: leave_segments.before_fence
+    RETURN switch_segments(v_state.segment_ring, v_next);
 END $$;

@@ -2,6 +2,22 @@
 -- function carries its own lock_timeout and is called in a transaction of its own. Giving up (error
 -- 55P03) is a normal answer: a lock held by a backup delays purging, never ingest.
 
+-- switch_segments: behind the fence that no append is in, appends go on in the ring p_next, and what
+-- p_ring holds is noted. The caller has seen that p_next is empty, and bounds the wait.
+CREATE OR REPLACE FUNCTION switch_segments(p_ring integer, p_next integer)
+RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM pg_advisory_xact_lock(7201, 0);
+    -- failpoint: switch_segments.after_fence
+    UPDATE bus_state SET segment_ring = p_next, segment_ring_since = clock_timestamp()
+     WHERE segment_ring = p_ring;
+    -- failpoint: switch_segments.after_state
+    UPDATE bus_ring r SET left_at = clock_timestamp(), terminal_at = NULL, left_positions =
+        (SELECT array_agg(s.next_append ORDER BY s.shard) FROM bus_shard s)
+     WHERE r.kind = 'segment' AND r.ring = p_ring;
+    RETURN FOUND;
+END $$;
+
 -- rotate_segments: the next empty ring becomes the one appends write to.
 CREATE OR REPLACE FUNCTION rotate_segments(p_bytes_max bigint, p_age_max interval)
 RETURNS boolean LANGUAGE plpgsql
@@ -24,15 +40,7 @@ BEGIN
         RETURN false;
     END IF;
     -- failpoint: rotate_segments.before_fence
-    PERFORM pg_advisory_xact_lock(7201, 0);
-    -- failpoint: rotate_segments.after_fence
-    UPDATE bus_state SET segment_ring = v_next, segment_ring_since = clock_timestamp()
-     WHERE segment_ring = v_state.segment_ring;
-    -- failpoint: rotate_segments.after_state
-    UPDATE bus_ring r SET left_at = clock_timestamp(), terminal_at = NULL, left_positions =
-        (SELECT array_agg(s.next_append ORDER BY s.shard) FROM bus_shard s)
-     WHERE r.kind = 'segment' AND r.ring = v_state.segment_ring;
-    RETURN FOUND;
+    RETURN switch_segments(v_state.segment_ring, v_next);
 END $$;
 
 -- truncate_segments: empties a ring that was left and whose every entry is terminal.

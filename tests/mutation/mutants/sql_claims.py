@@ -317,8 +317,8 @@ MUTANTS = (
         Edit(
             _PURGE,
             "    PERFORM pg_advisory_xact_lock(7201, 0);\n"
-            "    -- failpoint: rotate_segments.after_fence\n",
-            "    -- failpoint: rotate_segments.after_fence\n",
+            "    -- failpoint: switch_segments.after_fence\n",
+            "    -- failpoint: switch_segments.after_fence\n",
         ),
         killers=integration(_LOCKS, "test_B10_a_rotation_of_segments_does_not_overtake_an_append"),
     ),
