@@ -147,6 +147,9 @@ def environment(
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(_launcher(place)),
         # An ended HAProxy, without which nothing is served, is started again after three looks.
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
+        # Ray ends a proxy that needs longer than this to come up, 5 s of its own: too few for a new
+        # process on a busy machine, and the start of the stack ended with it.
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
         "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(first + _HAPROXY_METRICS),
