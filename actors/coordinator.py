@@ -102,6 +102,7 @@ class CommitCoordinator:
         self._on_fatal = on_fatal
         self._keeper = LeaseKeeper(leases=leases, settings=settings, clock=clock)
         self._tasks: set[asyncio.Task[RangeReport]] = set()
+        self._asking: asyncio.Task[Claim | None] | None = None
         self._alone = False
         self._unsound = 0
         self._pace = ClaimPace(
@@ -139,6 +140,7 @@ class CommitCoordinator:
         """Claims nothing new, ends what is under way if that is quick, and gives back the rest."""
 
         await self._claims.stop()
+        await self._give_back_unseen()
         if self._tasks:
             _, late = await asyncio.wait(self._tasks, timeout=self._settings.stop_s_max)
             for task in late:
@@ -179,6 +181,19 @@ class CommitCoordinator:
         task.add_done_callback(self._tasks.discard)
         return 0.0
 
+    async def _give_back_unseen(self) -> None:
+        """Ends the claim that was under way when the loop was stopped, and gives its range back."""
+
+        asking, self._asking = self._asking, None
+        if asking is None:
+            return
+        await asyncio.wait([asking], timeout=self._settings.stop_s_max)
+        if not asking.done():
+            asking.cancel()
+        (answer,) = await asyncio.gather(asking, return_exceptions=True)
+        if isinstance(answer, Claim):
+            await self._give_back(answer, RangeEnd.RELEASED, "the coordinator was stopped")
+
     async def _postpone(self, claim: Claim) -> None:
         """Gives a range back that must go alone, for whoever has nothing else under way."""
 
@@ -192,7 +207,13 @@ class CommitCoordinator:
     async def _claim(self) -> tuple[Claim, float] | None:
         asked_at_s = self._clock.monotonic_s()
         # failpoint: coordinator.before_claim
-        claim = await self._leases.acquire(self._instance)
+        # A task of its own: a stop that comes meanwhile would leave a lease that nobody knows of.
+        asking = asyncio.get_running_loop().create_task(
+            self._leases.acquire(self._instance), name="claim"
+        )
+        self._asking = asking
+        claim = await asyncio.shield(asking)
+        self._asking = None
         if claim is None:
             self._pace.nothing_claimed()
             return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
@@ -150,6 +151,33 @@ async def test_B7_stopping_a_coordinator_gives_its_range_back(rig: Rig) -> None:
     await coordinator.start()
     await reached.wait()
     await coordinator.stop()
+
+    again = await rig.bus.claim(rig.lake.new_uuid())
+    assert again is not None
+    assert again.attempt == 0
+
+
+async def test_B7_a_stop_during_a_claim_gives_its_range_back(rig: Rig) -> None:
+    events = await rig.create()
+    await rig.append((events, [1]), ordering="a")
+    claimed, answered = asyncio.Event(), asyncio.Event()
+
+    async def acquire(owner: uuid.UUID) -> Claim | None:
+        claim = await rig.bus.claim(owner)
+        claimed.set()
+        await answered.wait()  # the lease is given, its answer still on the way
+        return claim
+
+    coordinator = rig.coordinator(
+        publisher=rig.publisher(), leases=Overlay(rig.lease_manager(), acquire=acquire)
+    )
+    await coordinator.start()
+    await claimed.wait()
+    stopping = asyncio.ensure_future(coordinator.stop())
+    for _ in range(5):
+        await asyncio.sleep(0)
+    answered.set()
+    await stopping
 
     again = await rig.bus.claim(rig.lake.new_uuid())
     assert again is not None
