@@ -8,6 +8,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 BIN := $(VENV)/bin
 LOCKS := $(wildcard requirements/*.txt) requirements/install.py pyproject.toml
 PYTEST_ARGUMENTS ?=
+# Processes that run the tests side by side; 0 runs them all in one.
+WORKERS ?= 2
 CHECKED := lakebus storage actors serve_app cluster migrations tests
 
 .DEFAULT_GOAL := help
@@ -20,7 +22,7 @@ demo: $(VENV)/.runtime ## Start everything, stream real flights in, ask question
 	$(BIN)/lakebus demo
 
 test: $(VENV)/.dev ## Run every test
-	$(BIN)/python -m pytest $(PYTEST_ARGUMENTS)
+	$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGUMENTS)
 
 check: $(VENV)/.dev ## Lint, format and types
 	$(BIN)/ruff check .
