@@ -59,7 +59,14 @@ class Connection:
         try:
             async with asyncio.timeout(self._timeout_s):
                 return await self._exchange(method, path, body, headers or {})
-        except (OSError, EOFError, TimeoutError, ValueError, IndexError) as error:
+        except (
+            OSError,
+            EOFError,
+            TimeoutError,
+            ValueError,
+            IndexError,
+            asyncio.LimitOverrunError,
+        ) as error:
             self.close()
             raise Dropped(repr(error)) from error
 

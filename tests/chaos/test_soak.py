@@ -18,6 +18,7 @@ from tests.chaos.soak.jobs import JobFact
 from tests.chaos.soak.ledger import Condition, Delete, Ledger
 from tests.chaos.soak.results import write_soak
 from tests.chaos.soak.side import Told
+from tests.chaos.soak.streams import Malformed, body_parts, judged, read_head
 from tests.chaos.soak.tables import LEDGER, ledger_models, ledger_rows
 from tests.history.end_state import EndState, QuarantineFact, Range
 from tests.history.record import Fail, History, Ingest, Read, Receipt, Receipted, Token
@@ -274,3 +275,62 @@ def test_a_fail_has_its_detail() -> None:
     (operated,) = recorder.history().operations
     assert isinstance(operated.end, Fail)
     assert operated.end.detail == "a detail"
+
+
+# --- slow streams ---------------------------------------------------------------------------------
+
+
+async def _read(answer: bytes) -> bytes:
+    reader = asyncio.StreamReader(limit=1024)
+    reader.feed_data(answer)
+    reader.feed_eof()
+    status, headers = await read_head(reader)
+    assert status == 200
+    return b"".join([part async for part in body_parts(reader, headers)])
+
+
+_HEAD = b"HTTP/1.1 200 OK\r\nA: b\r\n"
+_CHUNKED = _HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        _HEAD + b"Content-Length: 4000\r\n\r\n" + b"x" * 4000,  # longer than a line may be
+        _CHUNKED + b"3e8;why\r\n" + b"x" * 1000 + b"\r\nbb8\r\n" + b"x" * 3000 + b"\r\n0\r\n\r\n",
+        _HEAD + b"\r\n" + b"x" * 4000,
+    ],
+)
+def test_D9_an_answer_is_read_by_its_length_or_its_chunks(answer: bytes) -> None:
+    assert asyncio.run(_read(answer)) == b"x" * 4000
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (_HEAD + b"Content-Length: 4\r\n\r\nxxx", EOFError),
+        (_CHUNKED + b"4\r\nxx", EOFError),
+        (_CHUNKED + b"4\r\nxxxx\r\n", EOFError),
+        (_HEAD, EOFError),
+        (_CHUNKED + b"4\r\nxxxxx\r\n0\r\n\r\n", Malformed),
+        (_CHUNKED + b"xxxx\r\n", Malformed),
+        (_CHUNKED + b"0" * 2000, Malformed),
+    ],
+)
+def test_D9_a_short_answer_is_told_from_a_malformed_one(
+    answer: bytes, error: type[Exception]
+) -> None:
+    with pytest.raises(error):
+        asyncio.run(_read(answer))
+
+
+def test_D9_a_stream_is_whole_when_its_last_line_says_so() -> None:
+    mark = b'{"complete":true,"row_count":2}\n'
+    assert judged(b"{}\n{}\n" + mark, 3) == {"end": "whole", "lines": 2}
+    assert judged(b"{}\n" + mark, 2)["end"] == "wrong"
+    assert judged(b"{}\n{}\n", 2)["end"] == "unmarked"
+    assert judged(b"", 0)["end"] == "unmarked"
+    ends = [{"ends": {"cut": 3}}, {"ends": {"cut": 1, "whole": 0}}]
+    assert judging.stream_problems(ends, minutes=3.0)
+    assert not judging.stream_problems(ends, minutes=0.5)
+    assert not judging.stream_problems([*ends, {"ends": {"whole": 1}}], minutes=3.0)

@@ -87,3 +87,10 @@ def unit(file: str, *tests: str) -> tuple[str, ...]:
 def integration(file: str, *tests: str) -> tuple[str, ...]:
     path = f"tests/integration/{file}"
     return tuple(f"{path}::{test}" for test in tests) or (path,)
+
+
+def matrix(file: str, *tests: str) -> tuple[str, ...]:
+    """Tests of the failure matrix, which stop transactions at their failpoints."""
+
+    path = f"tests/matrix/{file}"
+    return tuple(f"{path}::{test}" for test in tests) or (path,)

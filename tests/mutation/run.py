@@ -74,7 +74,7 @@ def _environ(mutants: Sequence[Mutant]) -> Iterator[dict[str, str]]:
 
 
 def _wants_server(test: str) -> bool:
-    return "postgres" in test or test.startswith("tests/integration/")
+    return "postgres" in test or test.startswith(("tests/integration/", "tests/matrix/"))
 
 
 def _green(workspace: Workspace, mutants: Sequence[Mutant], environ: dict[str, str]) -> str:

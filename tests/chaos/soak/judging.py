@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -21,6 +21,8 @@ _WRITE_CODES = RETRYABLE | {"idempotency_conflict", "quarantined"}
 #: killed), and at the end. In the last third of a run there may not be many more than in the first.
 _PEAK_FACTOR, _END_FACTOR, _GROWTH_FACTOR = 40, 2, 2
 _SHOWN = 5
+#: In runs of so many minutes some slow stream has to come to its end.
+_STREAM_MINUTES = 2.0
 
 
 def feed_problems(
@@ -145,6 +147,16 @@ def pair_problems(historian: Mapping[str, int], *, wanted: int) -> list[str]:
     if historian["tagged"] and not historian["asked_again_least_of_a_tagged"]:
         problems.append("a tagged answer was never asked for again")
     return problems
+
+
+def stream_problems(streams: Sequence[Mapping[str, Any]], *, minutes: float) -> list[str]:
+    """Slow streams that never come to their end prove nothing."""
+    ends: Counter[str] = Counter()
+    for one in streams:
+        ends.update(one["ends"])
+    if minutes >= _STREAM_MINUTES and not ends["whole"]:
+        return [f"no slow stream came to its end: {dict(ends)}"]
+    return []
 
 
 # --- figures -------------------------------------------------------------------------------------

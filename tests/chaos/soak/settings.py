@@ -9,7 +9,8 @@ _MIB = 1024 * _KIB
 
 SMALL_FILE_BYTES = 128 * _KIB
 SMALL_FILES_MAX = 24
-SNAPSHOT_KEEP_S = 60.0
+#: As long as a query may take: less is refused.
+SNAPSHOT_KEEP_S = 100.0
 #: Longer than the outages that faults make, so that no publication is late by its own fault: an
 #: intent that expires belongs to somebody who died.
 INTENT_TTL_S = 120.0
@@ -30,8 +31,8 @@ SETTINGS: Mapping[str, str] = {
     "LAKEBUS_MAINTENANCE_REWRITE_MEMORY_BYTES": str(192 * _MIB),
     "LAKEBUS_MAINTENANCE_SNAPSHOT_KEEP_HOURS": str(SNAPSHOT_KEEP_S / 3600),
     "LAKEBUS_MAINTENANCE_SNAPSHOT_KEEP_COUNT": "60",
-    # Pins and the re-check protect readers, not the window: it may be short.
-    "LAKEBUS_MAINTENANCE_SAFETY_WINDOW_S": "3",
+    # Pins and the re-check protect readers, not the window: it may be as short as a pin.
+    "LAKEBUS_MAINTENANCE_SAFETY_WINDOW_S": str(PIN_TTL_S),
     "LAKEBUS_MAINTENANCE_ORPHAN_WINDOW_HOURS": str(45 / 3600),
     "LAKEBUS_BUS_INTENT_TTL_S": str(INTENT_TTL_S),
     "LAKEBUS_MAINTENANCE_JOBS_AT_ONCE": "2",

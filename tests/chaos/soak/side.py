@@ -180,6 +180,7 @@ class SoakSide:
             return [*problems, "the soak's clients told nothing"]
         problems += judging.file_problems(told.files, minutes=self._seconds / 60)
         problems += judging.pair_problems(told.clients["historian"], wanted=self._pairs)
+        problems += judging.stream_problems(told.clients["streams"], minutes=self._seconds / 60)
         if truth is not None:
             feeds = json.loads((self._folder / "feed.json").read_text())
             for table, seen in feeds.items():

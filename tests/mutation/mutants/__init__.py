@@ -12,6 +12,8 @@ from tests.mutation.mutants import (
     deletes,
     files,
     ingest,
+    maintenance,
+    maintenance_sql,
     memory,
     reading,
     roles,
@@ -31,4 +33,6 @@ ALL = (
     *roles.MUTANTS,
     *changes.MUTANTS,
     *deletes.MUTANTS,
+    *maintenance_sql.MUTANTS,
+    *maintenance.MUTANTS,
 )

@@ -191,11 +191,39 @@ MUTANTS = (
         Edit(
             "serve_app/bodies.py",
             "        if size > limit_bytes:\n            raise _too_large(limit_bytes)\n"
-            "        reservation.grow_to(len(body) + size)\n",
-            "        reservation.grow_to(len(body) + size)\n",
+            "        await reservation.grow_to(len(body) + size)\n",
+            "        await reservation.grow_to(len(body) + size)\n",
         ),
         killers=unit(
             "test_http_bytes.py", "test_A11_decompressed_bytes_count_and_those_at_the_limit_fit"
+        ),
+    ),
+    mutant(
+        "share_of_bytes_off",
+        "A11",
+        "One principal's bodies may take all the bytes that a replica has for everybody.",
+        Edit(
+            "serve_app/limits_bytes.py",
+            "        if ours > mine and after > self._share_bytes:\n",
+            "        if after < 0:\n",
+        ),
+        killers=unit(
+            "test_http_limits.py",
+            "test_A11_one_principal_takes_no_more_than_its_share_of_the_bytes",
+        ),
+    ),
+    mutant(
+        "bytes_refuse_a_replay",
+        "A3",
+        "A full replica refuses a request that was accepted before, without asking for its key.",
+        Edit(
+            "serve_app/limits_bytes.py",
+            "                if self._known is None or not await "
+            "self._budget.accepted_before(self._known):\n",
+            "                if True:\n",
+        ),
+        killers=unit(
+            "test_http_limits.py", "test_A3_a_replay_is_answered_while_the_bytes_are_all_taken"
         ),
     ),
     mutant(
