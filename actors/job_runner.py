@@ -1,7 +1,9 @@
-"""Jobs as Ray tasks: in processes of their own, at the lowest priority, ended when idle.
+"""Jobs as Ray tasks: in processes of their own, at a low priority, ended when idle.
 
 * The task opens the backend itself, by the factory that role processes use; no secret is an
   argument, and progress goes straight to the database.
+* What is dear to start and safe to share, the cage of callers' predicates, stays between the jobs
+  of a process. So their event loop runs in a thread that lives as long as the process does.
 * Ray never retries it. Its process takes the next job, too, because starting one costs about two
   CPU seconds, more than most compactions; after a while without a job it ends, so an idle stack
   keeps no process for jobs, and whatever jobs leaked ends with it. Should Ray give it a job in that
@@ -13,12 +15,15 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
+import shutil
 import threading
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError, TaskCancelledError
@@ -32,10 +37,14 @@ from lakebus.telemetry import configure_logging
 from storage.maintenance.jobs import JobClaim
 from storage.maintenance.registry import memory_bytes_of
 
+if TYPE_CHECKING:
+    from storage.maintenance.cages import WarmCage
+
 _LOG = logging.getLogger(__name__)
 
-#: On top of what Ray gives its processes; the kernel takes the highest it has.
-_NICENESS = 19
+#: On top of what Ray gives its processes. A tenth of a processor that replicas want too, so that
+#: a flood of small files is still merged while it lasts; at 19 it would be a hundredth.
+_NICENESS = 10
 
 
 #: A process that ran so many jobs is not given another.
@@ -53,6 +62,44 @@ class JobOrder:
     idle_s: float
 
 
+class _Shared:
+    """What the jobs of this process have in common: an event loop, and a cage once one of them
+    needs it."""
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._cage: WarmCage | None = None
+        self._folder: Path | None = None
+
+    def run(self, work: Coroutine[Any, Any, Mapping[str, Any]]) -> Mapping[str, Any]:
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            threading.Thread(target=self._loop.run_forever, name="jobs", daemon=True).start()
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def cage(self, jobs_dir: Path | None) -> WarmCage | None:
+        if self._cage is None and jobs_dir is not None:
+            from storage.maintenance.cages import WarmCage  # heavy; the scheduler needs none
+
+            self._folder = jobs_dir / f"cage-{os.getpid()}"
+            self._cage = WarmCage(self._folder)
+        return self._cage
+
+    def end(self) -> None:
+        """Ends this process, and with it the cage."""
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+        os._exit(0)
+
+
+_SHARED = _Shared()
+
+
 class _IdleEnd:
     """Ends this process when it has been without a job for a while."""
 
@@ -64,7 +111,7 @@ class _IdleEnd:
             self._timer.cancel()
 
     def idle(self, idle_s: float) -> None:
-        self._timer = threading.Timer(idle_s, os._exit, (0,))
+        self._timer = threading.Timer(idle_s, _SHARED.end)
         self._timer.daemon = True
         self._timer.start()
 
@@ -72,13 +119,20 @@ class _IdleEnd:
 _IDLE_END = _IdleEnd()
 
 
+@functools.cache
+def _step_back() -> None:
+    """Once in a process: it adds to what the process has."""
+
+    os.nice(_NICENESS)
+
+
 @ray.remote(num_cpus=0, max_retries=0, max_calls=_JOBS_OF_A_PROCESS)
 def lakebus_job(order: JobOrder) -> Mapping[str, Any]:
     _IDLE_END.busy()
     try:
-        os.nice(_NICENESS)
+        _step_back()
         configure_logging(service=f"job.{order.claim.job.kind}", level=order.log_level)
-        return asyncio.run(_run(order))
+        return _SHARED.run(_run(order))
     finally:
         _IDLE_END.idle(order.idle_s)
 
@@ -87,7 +141,8 @@ async def _run(order: JobOrder) -> Mapping[str, Any]:
     metrics = RayMetrics()
     backend = await load_factory(order.factory)(order.config)
     try:
-        return dict(await run_claimed(backend, order.claim, metrics=metrics))
+        cage = _SHARED.cage(backend.jobs_dir)
+        return dict(await run_claimed(backend, order.claim, metrics=metrics, cage=cage))
     finally:
         await backend.close()
         metrics.flush()

@@ -21,6 +21,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ class Compacted:
 
 
 def lakebus_rewrite(task: Task) -> Compacted:
-    """Every row verified: read, summed, sorted, written, read back and summed again."""
+    """Every row verified: read, summed, written in order, read back and summed again."""
 
     found = rewrite(
         RewriteRequest(
@@ -102,10 +103,11 @@ def duckdb_copy(task: Task) -> Compacted:
             "temp_directory": str(task.folder / "spill"),
         }
     ) as connection:
+        connection.execute("SET enable_progress_bar = false").fetchall()
         relation = scan_expression(task.schema, [str(one.path) for one in task.inputs], hidden=True)
-        order = ", ".join([*task.schema.sort_by, '"$shard"', '"$position"', '"$row"'])
+        order = f" ORDER BY {', '.join(task.schema.sort_by)}" if task.schema.sort_by else ""
         connection.execute(
-            f"COPY (FROM {relation} ORDER BY {order}) TO '{out}' "
+            f"COPY (FROM {relation}{order}) TO '{out}' "
             "(FORMAT parquet, COMPRESSION zstd, FILE_SIZE_BYTES '128MiB')"
         ).fetchall()
     paths = sorted(out.iterdir()) if out.is_dir() else [out]
@@ -200,49 +202,84 @@ def _median(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
     ordered = sorted(runs, key=lambda run: run["mb_per_s"])
     speeds = [run["mb_per_s"] for run in ordered]
-    return {**ordered[len(ordered) // 2], "mb_per_s_spread": [speeds[0], speeds[-1]]}
+    return {
+        **ordered[len(ordered) // 2],
+        "repetitions": len(runs),
+        "mb_per_s_spread": [speeds[0], speeds[-1]],
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Files that hold the table."""
+
+    files: Sequence[DataFile]
+    paths: Sequence[Path]
 
 
 def query_times_ms(
-    schema: TableSchema, files: Sequence[DataFile], paths: Sequence[Path], repeats: int
-) -> dict[str, dict[str, float]]:
-    """p50 of each query as a replica runs it: files pruned by the catalog's statistics, then DuckDB
-    with one thread and footers kept. `cold_ms`: the first, which reads the footers."""
+    schema: TableSchema, layouts: dict[str, Layout], *, threads: int, repeats: int
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Times of each query over each layout, in turns, as a replica runs it: files pruned by the
+    catalog's statistics, then DuckDB with footers kept. `cold_ms`: the first, which reads the
+    footers; it is in no other figure."""
 
-    path_of = {file.file_id: str(path) for file, path in zip(files, paths, strict=True)}
-    rows = sum(file.rows for file in files)
-    times: dict[str, dict[str, float]] = {}
-    for name, text in QUERIES.items():
-        taken, kept_files = [], 0
-        with duckdb.connect(config={"threads": 1}) as connection:
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    rows = sum(file.rows for file in next(iter(layouts.values())).files)
+    with ExitStack() as stack:
+        connections = {
+            name: stack.enter_context(duckdb.connect(config={"threads": threads}))
+            for name in layouts
+        }
+        for connection in connections.values():
+            connection.execute("SET enable_progress_bar = false").fetchall()
             connection.execute("SET parquet_metadata_cache = true").fetchall()
-            for number in range(repeats):
-                middle = rows * 4 * (number + 1) // (repeats + 1)
+        for query, text in QUERIES.items():
+            taken: dict[str, list[float]] = {name: [] for name in layouts}
+            kept: dict[str, int] = dict.fromkeys(layouts, 0)
+            for number in range(repeats + 1):
+                middle = rows * 4 * (number + 1) // (repeats + 2)
                 sql = text.format(
                     event_id=middle, low=middle, high=middle + rows // 25, device=number * 37
                 )
-                started = time.perf_counter()
-                tree = json.loads(
-                    connection.execute("SELECT json_serialize_sql(?)", [sql]).fetchall()[0][0]
-                )
-                predicates = table_predicates(tree, [], {schema.name: schema})
-                kept = prune(list(files), predicates[schema.name])
-                relation = scan_expression(schema, [path_of[file.file_id] for file in kept])
-                connection.execute(f"WITH telemetry AS (FROM {relation}) {sql}").fetchall()
-                taken.append((time.perf_counter() - started) * 1000)
-                kept_files = max(kept_files, len(kept))
-        times[name] = {
-            "p50_ms": round(statistics.median(taken[1:]), 2),
-            "cold_ms": round(taken[0], 2),
-            "files_read_max": kept_files,
-        }
-    return times
+                for name, layout in layouts.items():
+                    ms, files = _asked(schema, connections[name], layout, sql)
+                    taken[name].append(ms)
+                    kept[name] = max(kept[name], files)
+            for name, times in taken.items():
+                found.setdefault(name, {})[query] = {
+                    "p50_ms": round(statistics.median(times[1:]), 2),
+                    "quartiles_ms": [
+                        round(one, 2) for one in statistics.quantiles(times[1:], n=4)[::2]
+                    ],
+                    "cold_ms": round(times[0], 2),
+                    "files_read_max": kept[name],
+                }
+    return found
+
+
+def _asked(
+    schema: TableSchema, connection: duckdb.DuckDBPyConnection, layout: Layout, sql: str
+) -> tuple[float, int]:
+    """Milliseconds, and how many files were read."""
+
+    path_of = {
+        file.file_id: str(path) for file, path in zip(layout.files, layout.paths, strict=True)
+    }
+    started = time.perf_counter()
+    tree = json.loads(connection.execute("SELECT json_serialize_sql(?)", [sql]).fetchall()[0][0])
+    predicates = table_predicates(tree, [], {schema.name: schema})
+    kept = prune(list(layout.files), predicates[schema.name])
+    relation = scan_expression(schema, [path_of[file.file_id] for file in kept])
+    connection.execute(f"WITH telemetry AS (FROM {relation}) {sql}").fetchall()
+    return (time.perf_counter() - started) * 1000, len(kept)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compaction", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a tenth of the rows, once")
     parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--query-repetitions", type=int, default=21)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--memory-mib", type=int, default=256)
     parser.add_argument("--sort-by", default="")
@@ -251,7 +288,7 @@ def main() -> None:
     options = parser.parse_args()
     share = 10 if options.quick else 1
     if options.quick:
-        options.repetitions = 1
+        options.repetitions, options.query_repetitions = 1, 5
     schema = table(sort_by=(options.sort_by,) if options.sort_by else ())
     found: dict[str, Any] = {"machine": machine.describe(), "sort_by": options.sort_by}
     found["memory_limit_mib"] = options.memory_mib
@@ -263,15 +300,20 @@ def main() -> None:
             folder = Path(scratch) / name.replace(" ", "-")
             inputs = write_files(folder / "inputs", schema, files=files, rows_per_file=rows)
             figures, ours = compare(folder, schema, inputs, options)
-            paths = [one.path for one in inputs]
             found[name] = {
                 "files_in": files,
                 "rows_in": files * rows,
                 "mb_in": round(sum(one.file.size_bytes for one in inputs) / 1e6, 1),
                 "rewrite": figures,
-                "query_before": query_times_ms(schema, [one.file for one in inputs], paths, 11),
-                "query_after": query_times_ms(schema, ours.files, ours.paths, 11),
             }
+            layouts = {
+                "before": Layout([one.file for one in inputs], [one.path for one in inputs]),
+                "after": Layout(ours.files, ours.paths),
+            }
+            for threads in options.threads:
+                found[name][f"query, {threads} threads"] = query_times_ms(
+                    schema, layouts, threads=threads, repeats=options.query_repetitions
+                )
             shutil.rmtree(folder)
     print(json.dumps(found, indent=1))
 

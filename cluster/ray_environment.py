@@ -136,6 +136,8 @@ def environment(
         # One machine: everything of Ray on loopback, instead of on the machine's first address.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
+        # From Ray's own 15 on, jobs could not be much nicer than replicas are (ADR 13).
+        "RAY_worker_niceness": "0",
         "DASHBOARD_METRIC_PORT": str(first + _HEAD_METRICS),
         "RAY_TMPDIR": str(place.ray_dir),
         # HAProxy in front, user code and router on the main loop: see architecture, decision 13.

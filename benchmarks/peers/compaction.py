@@ -36,6 +36,7 @@ def ducklake(inputs: list[Path], work: Path, threads: int) -> dict[str, Any]:
 
     [extension] = Path(duckdb_extension_ducklake.__file__).parent.rglob("*.duckdb_extension")
     connection = duckdb.connect(config={"threads": threads})
+    connection.execute("SET enable_progress_bar = false")
     connection.execute(f"LOAD '{extension}'")
     connection.execute(
         f"ATTACH 'ducklake:{work}/catalog.ducklake' AS lake"

@@ -45,7 +45,7 @@ class OutputFiles:
         self._group_rows_max = group_rows_max
         self._group_bytes_max = group_bytes_max
         self._unbounded = unbounded
-        self._pending: list[pa.RecordBatch] = []
+        self._pending: list[pa.Table] = []
         self._pending_rows = 0
         self._pending_bytes = 0
         self._held: pa.Table | None = None
@@ -53,9 +53,10 @@ class OutputFiles:
         self._partition: str | None = None
         self._finished: list[RewrittenFile] = []
 
-    def add(self, rows: pa.RecordBatch, partition: str | None) -> None:
+    def add(self, batch: pa.RecordBatch, partition: str | None) -> None:
         """Rows in their order, all of one partition."""
 
+        rows = self._columns.table(pa.Table.from_batches([batch]))
         if partition != self._partition:
             self._end_file()
         self._partition = partition
@@ -87,7 +88,7 @@ class OutputFiles:
     def _end_group(self) -> None:
         if not self._pending:
             return
-        group = self._columns.table(pa.Table.from_batches(self._pending))
+        group = pa.concat_tables(self._pending)
         self._pending = []
         self._pending_rows = self._pending_bytes = 0
         if self._open is None and self._held is None:

@@ -14,6 +14,7 @@ Hashes are compared within one process of one DuckDB only; they are no format.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 import duckdb
 
@@ -33,6 +34,17 @@ class Sums:
     places: RowSum
     text_bytes: int = 0
     text_bytes_max: int = 0
+
+    def __add__(self, other: Sums) -> Sums:
+        return Sums(
+            self.rows + other.rows,
+            self.places + other.places,
+            self.text_bytes + other.text_bytes,
+            max(self.text_bytes_max, other.text_bytes_max),
+        )
+
+
+NO_SUMS: Final = Sums(RowSum(0, 0), RowSum(0, 0))
 
 
 def sums_of(
@@ -54,9 +66,8 @@ def sums_of(
         outer += [f"{term} FILTER (WHERE o)" for term in list(outer)]
     query = f"SELECT {', '.join(outer)} FROM (SELECT {inner} FROM {relation})"
     (found,) = connection.execute(query).fetchall()
-    nothing = Sums(RowSum(0, 0), RowSum(0, 0))
     width = len(outer) // 2 if left_out is not None else len(outer)
-    return _sums(*found[:width]), _sums(*found[width:]) if left_out is not None else nothing
+    return _sums(*found[:width]), _sums(*found[width:]) if left_out is not None else NO_SUMS
 
 
 def _sums(rows: int, *sums: int | None) -> Sums:

@@ -1,4 +1,4 @@
-"""The files that a rewrite writes: their bounds, filters and shape, and the runs it sorts."""
+"""The files that a rewrite writes: their bounds, filters and shape."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from lakebus.schemas import HIDDEN_COLUMNS
 from lakebus.snapshots import ColumnStatistics
 from storage.files.parquet import HIDDEN_FIELD_IDS, read_footer
 from storage.files.statistics import BOUND_READERS, merged_statistics
-from storage.maintenance.segments import Span, runs_of
 from storage.rows.types import Family, parse_type
 from tests.unit.rewrite_rig import (
     PLAIN,
@@ -162,20 +161,3 @@ def test_D11_merged_bounds_claim_what_every_group_allows() -> None:
     assert merged_statistics(parse_type("integer"), [
         (1, ColumnStatistics(0, "9", "9")), (1, ColumnStatistics(0, "10", "10")),
     ]) == ColumnStatistics(0, "9", "10")  # fmt: skip
-
-
-def test_D12_files_that_overlap_are_sorted_together_and_others_apart(tmp_path: Path) -> None:
-    def span(number: int, first: tuple[int, ...], last: tuple[int, ...]) -> Span:
-        return Span(inputs[number], first, last)
-
-    inputs = [write_input(tmp_path, PLAIN, {1: [1] * 10}, number=n) for n in range(5)]
-    spans = [
-        span(0, (0, 9, 0), (0, 12, 3)),
-        span(1, (0, 0, 0), (0, 5, 9)),
-        span(2, (0, 5, 9), (0, 6, 0)),
-        span(3, (1, 0, 0), (1, 7, 0)),
-        span(4, (0, 13, 0), (0, 14, 0)),
-    ]
-    runs = runs_of(spans, rows_max=20)
-    assert [[inputs.index(one) for one in run] for run in runs] == [[1, 2], [0, 4], [3]]
-    assert [len(run) for run in runs_of(spans, rows_max=1)] == [2, 1, 1, 1]

@@ -6,17 +6,20 @@ import dataclasses
 import json
 import random
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
 from lakebus.errors import Corrupt, Fault, SchemaInvalid
 from lakebus.schemas import HIDDEN_COLUMNS, Column, TableSchema
 from storage.maintenance import rewrite as rewrite_module
+from storage.maintenance import verified_inputs
 from storage.maintenance.rewriting import RewriteInput, RowSum
 from storage.maintenance.row_sums import Sums, sums_of
 from tests.unit.pruning_worlds import make_world
@@ -152,29 +155,44 @@ def test_E1_nothing_kept_gives_no_file(tmp_path: Path) -> None:
     assert nothing.files == ()
 
 
+def _changed(column: str, change: Callable[[pa.ChunkedArray], Any]) -> Callable[[pa.Table], Any]:
+    def apply(rows: pa.Table) -> pa.Table:
+        place = rows.schema.get_field_index(column)
+        return rows.set_column(place, rows.field(place), change(rows.column(place)))
+
+    return apply
+
+
+@pytest.mark.parametrize("route", ["held", "streamed", "sorted"])
 @pytest.mark.parametrize(
-    ("sql", "said"),
+    ("change", "said"),
     [
-        ("SELECT * FROM {inner} WHERE id <> 5", "rows instead of"),
-        ('SELECT * REPLACE (("$row" + 1)::INTEGER AS "$row") FROM {inner}', "other places"),
-        ("SELECT * REPLACE (-x AS x) FROM {inner}", "other values"),
-        ("SELECT * REPLACE (name || ' ' AS name) FROM {inner}", "other values"),
+        (lambda rows: rows.filter(pc.field("id") != 5), "rows instead of"),
+        (lambda rows: pa.concat_tables([rows, rows.slice(0, 1)]), "rows instead of"),
+        (lambda rows: pa.concat_tables([rows.slice(0, 1)] * 2), "other places"),
+        (_changed("$row", lambda row: pc.add(row, pa.scalar(1, pa.int32()))), "other places"),
+        (_changed("x", pc.negate), "other values"),
+        (_changed("name", lambda name: pc.binary_join_element_wise(name, "", " ")), "other values"),
     ],
 )
 def test_E1_a_rewrite_that_changes_a_row_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sql: str, said: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Any, said: str, route: str
 ) -> None:
-    """A sort that loses or changes something; `-x` turns only a zero's sign."""
+    """Something between the sums that loses, doubles or changes a row; `negate` turns only a zero's
+    sign."""
 
     inputs = [write_input(tmp_path, PLAIN, {1: [4, 5], 2: ["a", None], 3: [0.0, None]})]
-    query = rewrite_module._Rewrite._query
+    rows_of = rewrite_module._Rewrite._rows_of
 
-    def faulty(self: Any, relation: str, left_out: str | None, cuts: list[str]) -> str:
-        return sql.format(inner=f"({query(self, relation, left_out, cuts)})")
+    def faulty(self: Any, *given: Any) -> Any:
+        yield from change(pa.Table.from_batches(rows_of(self, *given))).to_batches()
 
-    monkeypatch.setattr(rewrite_module._Rewrite, "_query", faulty)
+    monkeypatch.setattr(rewrite_module._Rewrite, "_rows_of", faulty)
+    if route == "streamed":
+        monkeypatch.setattr(verified_inputs, "SMALL_BYTES", 0)
+    schema = dataclasses.replace(PLAIN, sort_by=("id",) if route == "sorted" else ())
     with pytest.raises(Fault, match=said):
-        run(tmp_path, PLAIN, inputs)
+        run(tmp_path, schema, inputs)
 
 
 def test_E1_sums_tell_rows_apart_and_not_their_order() -> None:
@@ -224,11 +242,23 @@ def _sums(database: duckdb.DuckDBPyConnection, schema: TableSchema, rows: list[s
     return sums_of(database, schema, relation)[0]
 
 
-def test_D12_places_survive_and_order_the_rows(tmp_path: Path) -> None:
+@pytest.mark.parametrize("route", ["held", "one by one", "streamed", "in turns"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_D12_places_survive_and_rows_keep_the_order_of_their_inputs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, route: str, threads: int
+) -> None:
     inputs = plain_files(tmp_path, 6, 40)
-    found = run(tmp_path, PLAIN, inputs, group_rows_max=64)
+    if route == "one by one":
+        monkeypatch.setattr(rewrite_module, "_HELD_BYTES_MAX", 20_000)
+    elif route == "streamed":
+        monkeypatch.setattr(verified_inputs, "SMALL_BYTES", 0)
+    elif route == "in turns":
+        sizes = sorted(one.file.size_bytes for one in inputs)
+        monkeypatch.setattr(verified_inputs, "SMALL_BYTES", sizes[3])
+    found = run(tmp_path, PLAIN, inputs, group_rows_max=64, threads=threads)
     places = rows_in(PLAIN, [file.path for file in found.files], '"$shard", "$position", "$row"')
-    assert places == sorted((number % 2, number, row) for number in range(6) for row in range(40))
+    order = reversed(range(6))
+    assert places == [(number % 2, number, row) for number in order for row in range(40)]
 
 
 def test_rows_come_sorted_nulls_last_texts_bytewise(tmp_path: Path) -> None:
@@ -393,13 +423,3 @@ def test_more_than_memory_spills_and_is_still_right(tmp_path: Path) -> None:
     assert found.before == found.after
     ids = [row[0] for row in rows_in(schema, [f.path for f in found.files], "id")]
     assert ids == sorted(ids)
-
-
-def test_D12_runs_sorted_one_after_another_give_the_order_of_the_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(rewrite_module, "_SORT_SHARE", 1 << 40)  # every file is a run of its own
-    inputs = plain_files(tmp_path, 6, 40)
-    found = run(tmp_path, PLAIN, inputs, group_rows_max=64)
-    places = rows_in(PLAIN, [file.path for file in found.files], '"$shard", "$position", "$row"')
-    assert places == sorted((number % 2, number, row) for number in range(6) for row in range(40))
