@@ -15,7 +15,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from actors.backend import Backend
 from lakebus.clock import SYSTEM_CHANCE, Chance, Clock, SystemClock
@@ -23,6 +23,9 @@ from lakebus.errors import Fault
 from lakebus.telemetry import NO_METRICS, Metrics
 from storage.maintenance.jobs import JobBody, JobClaim, JobContext, JobKind
 from storage.maintenance.registry import body_of
+
+if TYPE_CHECKING:  # the scheduler needs no engine
+    from storage.maintenance.cages import WarmCage
 
 _LOG = logging.getLogger(__name__)
 #: A folder that nothing was written to for so long is nobody's any more, whatever its job.
@@ -39,8 +42,10 @@ async def run_claimed(
     clock: Clock | None = None,
     chance: Chance = SYSTEM_CHANCE,
     metrics: Metrics = NO_METRICS,
+    cage: WarmCage | None = None,
 ) -> Mapping[str, Any]:
-    """The report of the job. Raises what its body raises; LeaseLost once it is not ours."""
+    """The report of the job. Raises what its body raises; LeaseLost once it is not ours. `cage`:
+    one that this process keeps between jobs."""
 
     jobs, upkeep, engine, folder = backend.jobs, backend.upkeep, backend.engine, backend.jobs_dir
     if jobs is None or upkeep is None or engine is None or folder is None:
@@ -67,6 +72,7 @@ async def run_claimed(
             inspection=backend.inspection,
             metrics=metrics,
             erasing=backend.erasing,
+            cage=cage,
         )
         return await body(context, claim.job)
     finally:

@@ -338,10 +338,19 @@ class Maintainer:
         if job.attempt >= settings.attempts_max and job.kind is not JobKind.ERASE:
             text = f"gave up after {job.attempt} attempts: {error.detail}"
             return await self._give_up(claim, error.code, text)
-        whole = min(settings.backoff_s_max, settings.backoff_s * 2.0 ** min(job.attempt - 1, 30))
+        whole = min(self._pause_s_max(job), settings.backoff_s * 2.0 ** min(job.attempt - 1, 30))
         delay_s = whole * (1.0 + self._chance.jitter()) / 2
         await self._surely(lambda: self._jobs.give_back(claim, delay_s=delay_s, error=error.detail))
         return "given_back"
+
+    def _pause_s_max(self, job: Job) -> float:
+        """A compaction waits no longer than until the next one would be due: small files come in
+        meanwhile, and an equal job that is asked for is this one."""
+
+        settings = self._settings
+        if job.kind is not JobKind.COMPACT:
+            return settings.backoff_s_max
+        return min(settings.backoff_s_max, max(settings.backoff_s, settings.compact_every_s))
 
     async def _give_up(self, claim: JobClaim, code: str, detail: str) -> str:
         """Ends the job as failed, unless it did what it was asked for: then all that another

@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, Final
 
@@ -27,6 +27,7 @@ from storage.maintenance.jobs import Job, JobContext
 from storage.maintenance.patience import patiently
 from storage.maintenance.planning import RewritePlan, plan_rewrites
 from storage.maintenance.priority import tables_taken
+from storage.maintenance.settings import MaintenanceSettings
 from storage.maintenance.swapping import (
     RewritePart,
     SwapLost,
@@ -44,6 +45,8 @@ BUDGET_BYTES: Final = 32 * 1024**3
 _ROUNDS_MAX: Final = 16
 #: How often one table is planned anew because somebody else took files.
 _LOST_MAX: Final = 5
+#: How often the size of a rewrite is halved for attempts that died.
+_HALVINGS_MAX: Final = 6
 
 
 async def compact(context: JobContext, job: Job) -> Mapping[str, Any]:
@@ -53,7 +56,26 @@ async def compact(context: JobContext, job: Job) -> Mapping[str, Any]:
     tables = await tables_to_visit(context, wanted.table_id, least_files=1 if wanted.full else 2)
     if job.dry_run:
         return await _dry_run(context, tables, wanted)
-    return await _Compaction(context, wanted).run(tables)
+    smaller = replace(context, settings=settings_of_attempt(context.settings, job.attempt))
+    return await _Compaction(smaller, wanted).run(tables)
+
+
+def settings_of_attempt(settings: MaintenanceSettings, attempt: int) -> MaintenanceSettings:
+    """Every further attempt rewrites half as much at once. What died in the middle of a rewrite,
+    again and again, had nothing to show for it; a part of it gets done."""
+
+    halvings = min(max(attempt - 1, 0), _HALVINGS_MAX)
+    return replace(
+        settings,
+        inputs_max=_halved(settings.inputs_max, halvings, least=2 * settings.inputs_min),
+        input_bytes_max=_halved(
+            settings.input_bytes_max, halvings, least=2 * settings.target_file_bytes
+        ),
+    )
+
+
+def _halved(value: int, times: int, *, least: int) -> int:
+    return min(value, max(value >> times, least))
 
 
 @dataclass(frozen=True, slots=True)

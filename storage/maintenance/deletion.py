@@ -34,9 +34,8 @@ import datetime as dt
 import logging
 import shutil
 import uuid
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 from lakebus.clock import parse_time
@@ -51,11 +50,12 @@ from lakebus.errors import (
 from lakebus.schemas import TableSchema
 from lakebus.snapshots import DataFile
 from storage.engine.engine import QueryEngine
+from storage.maintenance.cages import caged_engine
 from storage.maintenance.interface import SwapOperation
 from storage.maintenance.jobs import Job, JobContext, publication_of
 from storage.maintenance.matching import Matcher, Matches, join_places
 from storage.maintenance.patience import patiently
-from storage.maintenance.priority import PRIORITY
+from storage.maintenance.priority import Priority
 from storage.maintenance.rewriting import RewriteInput, Rewritten
 from storage.maintenance.swapping import RewritePart, SwapLost, SwapWork, run_swap
 from storage.reading.predicates import RowPredicate, read_predicate
@@ -97,6 +97,7 @@ class _Deletion:
         self._publication_id = publication_of(job.job_id)
         self._folder = context.temp_dir / "matches"
         self._pin = _Pin(context, self._table_id)
+        self._priority = Priority(context, table_id=self._table_id, job_id=job.job_id)
         self._found: dict[uuid.UUID, Matches] = {}
         self._version = 0
         self._counts = {"files_evaluated": 0, "files_pruned": 0, "swaps_lost": 0}
@@ -110,14 +111,16 @@ class _Deletion:
             async with caged_engine(self._context) as engine:
                 return await self._rounds(engine)
         finally:
+            await self._priority.end()
             await self._pin.release()
             await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
 
     async def _rounds(self, engine: QueryEngine) -> Mapping[str, Any]:
-        for lost in range(_LOST_MAX):
+        before = int(self._job.report.get("swaps_lost", 0))  # of an attempt that died
+        for lost in range(before, before + _LOST_MAX):
             self._counts["swaps_lost"] = lost
             if lost >= LOST_BEFORE_PRIORITY:
-                self._pin.come_first()
+                await self._priority.take()
             state = await self._state()
             schema, predicate = await self._predicate(engine)
             matched = await self._evaluate(engine, schema, predicate, state)
@@ -170,6 +173,7 @@ class _Deletion:
         await self._pin.hold(before.snapshot_id)
         # failpoint: deletion.after_pin
         live = await patiently(context, lambda: context.upkeep.live_files(self._table_id))
+        # failpoint: deletion.after_list
         head = await patiently(context, context.catalog.head)
         if head.history != before.history:
             raise Unavailable("the lake was restored meanwhile", retry_after_s=1.0)
@@ -352,15 +356,8 @@ class _Pin:
         self._context, self._table_id = context, table_id
         self._pin_id = context.chance.new_uuid()
         self._ttl_s = context.settings.intent_ttl_s
-        self._kind = "job"
         self._floor: int | None = None
         self._sent_s = 0.0
-
-    def come_first(self) -> None:
-        """From the next hold on, compaction leaves the table alone."""
-
-        if self._kind != PRIORITY:
-            self._kind, self._sent_s = PRIORITY, -self._ttl_s
 
     async def hold(self, snapshot_id: int) -> None:
         """Every snapshot from this one on, or from an earlier one held already. Raises Unavailable,
@@ -374,10 +371,10 @@ class _Pin:
             self._context,
             lambda: self._context.upkeep.pin(
                 self._pin_id,
-                kind=self._kind,
+                kind="job",
                 floor=floor,
                 ttl_s=self._ttl_s,
-                note=str(self._table_id),
+                note=f"delete of table {self._table_id}",
             ),
         )
         self._floor, self._sent_s = floor, sent_s
@@ -396,32 +393,3 @@ class _Pin:
             # It expires by itself; an error here would hide the one that ends the job.
             with suppress(Unavailable, OutcomeUnknown):
                 await self._context.upkeep.release_pin(self._pin_id)
-
-
-@asynccontextmanager
-async def caged_engine(
-    context: JobContext, *, own_files: bool = False
-) -> AsyncIterator[QueryEngine]:
-    """A caged engine of the job's own: one statement at a time, no spare. `own_files`: it reads
-    files that the job has written below `matches`, and not the store's."""
-
-    folder = context.temp_dir / "cage"
-    allowed = Path(context.engine.allowed_directory)
-    if own_files or context.store.local_path("probe") is None:
-        allowed = context.temp_dir / "matches"  # where files are brought to
-    allowed.mkdir(parents=True, exist_ok=True)
-    engine = QueryEngine(
-        dataclasses.replace(
-            context.engine,
-            allowed_directory=str(allowed.absolute()),
-            temp_directory=str(folder.absolute()),
-            spare=False,
-            concurrent_queries=1,
-            threads=max(1, context.settings.rewrite_threads),
-        )
-    )
-    await engine.start()
-    try:
-        yield engine
-    finally:
-        await engine.stop()

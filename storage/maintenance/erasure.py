@@ -43,7 +43,7 @@ from lakebus.schemas import Column, TableSchema
 from lakebus.snapshots import DataFile
 from storage.catalog.interface import Erased
 from storage.engine.engine import QueryEngine
-from storage.maintenance.deletion import caged_engine
+from storage.maintenance.cages import caged_engine
 from storage.maintenance.erasing import Erasing, Replacement, by_snapshots
 from storage.maintenance.erasure_quarantine import QuarantineErasure
 from storage.maintenance.erasure_records import find_exchange, write_exchange, write_record

@@ -24,7 +24,7 @@ from lakebus.snapshots import DataFile
 from storage.bus.interface import QuarantineItem
 from storage.files.objects import LocalObjectStore
 from storage.files.parquet import encode_data_file
-from storage.maintenance.deletion import caged_engine
+from storage.maintenance.cages import caged_engine
 from storage.maintenance.jobs import JobContext
 from storage.maintenance.matching import BATCH_S, Matcher
 from storage.maintenance.patience import patiently

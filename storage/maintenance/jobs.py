@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from lakebus.clock import Chance, Clock
 from lakebus.telemetry import NO_METRICS, Metrics
@@ -26,6 +26,9 @@ from storage.maintenance.erasing import Erasing
 from storage.maintenance.inspection import Inspection
 from storage.maintenance.interface import Upkeep
 from storage.maintenance.settings import MaintenanceSettings
+
+if TYPE_CHECKING:  # it needs the context; and who schedules jobs needs no engine
+    from storage.maintenance.cages import WarmCage
 
 
 class JobKind(StrEnum):
@@ -162,7 +165,7 @@ class JobContext:
     """What a job stands on. `temp_dir` is its own and is removed after it. `engine` is how a caged
     engine is made, for predicates that callers wrote. `note` records progress and raises LeaseLost
     when the job is not ours any more; call it between steps. `inspection` is what the validator
-    reads."""
+    reads. `cage` is one that the process keeps between jobs."""
 
     catalog: Catalog
     upkeep: Upkeep
@@ -177,6 +180,7 @@ class JobContext:
     inspection: Inspection | None = None
     metrics: Metrics = NO_METRICS
     erasing: Erasing | None = None
+    cage: WarmCage | None = None
 
 
 #: The body of a job; answers its report (JSON).

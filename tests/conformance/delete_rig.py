@@ -23,8 +23,9 @@ from storage.ingesting.grants import Grant, Principal
 from storage.ingesting.memory_keys import MemoryKeyStore
 from storage.ingesting.table_cache import TableCache
 from storage.maintenance import deletion, erasure
+from storage.maintenance.cages import caged_engine
 from storage.maintenance.compaction import compact
-from storage.maintenance.deletion import caged_engine, delete
+from storage.maintenance.deletion import delete
 from storage.maintenance.jobs import Job, JobClaim, JobContext, JobKind, JobRequest
 from storage.maintenance.settings import MaintenanceSettings
 from storage.reading.predicates import PredicateChecker

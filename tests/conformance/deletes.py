@@ -11,10 +11,12 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
 from lakebus.errors import (
+    Fault,
     Forbidden,
     IdempotencyConflict,
     JobNotFound,
@@ -29,8 +31,9 @@ from lakebus.errors import (
 )
 from lakebus.schemas import Column
 from storage.ingesting.grants import Grant, Principal
-from storage.maintenance.deletion import LOST_BEFORE_PRIORITY
+from storage.maintenance import deletion
 from storage.maintenance.jobs import JobState
+from storage.maintenance.matching import join_places
 from storage.maintenance.priority import tables_taken
 from storage.reading.changes import ChangesRequest, Window
 from storage.reading.resolve import SnapshotChoice
@@ -166,10 +169,11 @@ async def test_E7_a_publication_beside_the_list_of_files_is_in_the_snapshot_or_n
         await rig.compact()
 
     failpoints.arm("deletion.after_pin", Run(publish))
+    failpoints.arm("deletion.after_list", Run(lambda: rig.publish(1)))
     found = await rig.delete("id = 1")
     assert found.evaluated_at_snapshot_id is not None
     before = await rig.ids(found.evaluated_at_snapshot_id)
-    assert found.deleted_rows == before.count(1) == 2
+    assert found.deleted_rows == before.count(1) == 3
     assert await rig.ids() == [2]
 
 
@@ -278,13 +282,21 @@ async def test_E2_a_delete_that_loses_to_compaction_starts_again(
     failpoints.arm("deletion.after_loss", Run(look), times=None)
     found = await rig.delete("id = 1")
     (job,) = await rig.jobs()
-    assert job.report["swaps_lost"] == LOST_BEFORE_PRIORITY
+    assert job.report["swaps_lost"] == deletion.LOST_BEFORE_PRIORITY
     assert [one["table"] for one in skipped] == ["t"]
-    assert armed.fired == LOST_BEFORE_PRIORITY + 1
+    assert armed.fired == deletion.LOST_BEFORE_PRIORITY + 1
     assert found.evaluated_at_snapshot_id is not None
     assert found.deleted_rows == (await rig.ids(found.evaluated_at_snapshot_id)).count(1)
     assert await rig.ids() == [1, 2, 3, 4, 4, 4, 4]  # the last 1 came after it was evaluated
     assert await tables_taken(rig.lake.upkeep) == frozenset()
+
+
+async def test_E7_a_rewrite_that_takes_other_rows_is_never_published(rig: DeleteRig) -> None:
+    before = await rig.publish(1, 2, 3)
+    lossy = mock.patch.object(deletion, "join_places", lambda _, path: join_places((), path))
+    with lossy, pytest.raises(Fault, match="left out 0 rows and not 2"):
+        await rig.delete("id < 3")
+    assert await rig.head() == before
 
 
 async def test_E7_now_is_the_time_at_which_the_delete_was_accepted(

@@ -14,13 +14,15 @@ from typing import Any
 import pytest
 
 from lakebus.clock import new_uuid
-from lakebus.errors import Forbidden, IdempotencyConflict, Unavailable
+from lakebus.errors import Fault, Forbidden, IdempotencyConflict, Unavailable
+from lakebus.schemas import TableSchema
 from storage.bus.interface import RejectSet
 from storage.ingesting.deletes import DeleteAnswer
 from storage.ingesting.erasures import ErasureService
 from storage.ingesting.grants import Grant, Principal
 from storage.ingesting.memory_keys import MemoryKeyStore
 from storage.ingesting.table_cache import TableCache
+from storage.maintenance.erasing import Replacement
 from storage.maintenance.erasure import erase
 from storage.maintenance.jobs import JobKind, JobState
 from storage.reading.changes import ChangesRequest, Window
@@ -30,6 +32,7 @@ from tests.conformance.delete_rig import DeleteRig, delete_rig
 from tests.conformance.fixtures import OpenLake
 from tests.conformance.harness import Capability, LakeHarness, entry_of
 from tests.conformance.sql import Replica, everything
+from tests.conformance.upkeep import files_of, swap_of
 from tests.failpoints.actions import Raise, Run
 from tests.failpoints.markers import markers_of
 from tests.failpoints.points import Failpoints
@@ -309,6 +312,23 @@ async def test_E7_erasure_that_dies_is_done_in_the_end(erasing: EraseRig, point:
     assert again == dataclasses.replace(found, replayed=True)
     with pytest.raises(IdempotencyConflict):
         await erasing.erase("id = 2", idempotency_key="k")
+
+
+async def test_E7_an_exchange_leaves_as_many_rows_as_it_says(
+    lake: LakeHarness, table: TableSchema
+) -> None:
+    files, erasure_id = await files_of(lake, table, 2), new_uuid()
+    await lake.erasing.begin(erasure_id, table.table_id)
+    both = (await swap_of(lake, table, files)).files[0]
+    for rows in (0, 1):  # an old file has one row, this one two
+        wrong = Replacement(files[0].file_id, rows, both)
+        with pytest.raises((Fault, Unavailable)):
+            await lake.erasing.replace(erasure_id, table.table_id, [wrong])
+    unintended = dataclasses.replace(both, file_id=new_uuid(), rows=1)
+    lost = Replacement(files[0].file_id, 0, unintended)
+    assert list(await lake.erasing.replace(erasure_id, table.table_id, [lost])) == []
+    assert await lake.upkeep.live_files(table.table_id) == files
+    assert (await lake.catalog.head()).erasures == 0
 
 
 async def test_E7_erasure_needs_admin_and_a_dry_run_changes_nothing(erasing: EraseRig) -> None:

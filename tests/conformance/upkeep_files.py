@@ -64,9 +64,10 @@ async def test_E3_a_file_is_condemned_then_deleting_then_deleted(
     lake: LakeHarness, table: TableSchema
 ) -> None:
     gone = await unreferenced(lake, table)
-    rows = await lake.rows_by_entry()
+    rows, head = await lake.rows_by_entry(), await lake.catalog.head()
     found = await lake.upkeep.condemn(limit=100)
     assert {one.file_id for one in found} == gone
+    assert all(one.condemned_at > head.published_at for one in found)  # not when its life ended
     for one in found:
         assert (one.state, one.reason, one.table_id) == (
             "condemned",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import uuid
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -10,13 +12,17 @@ import pytest
 from lakebus.clock import new_uuid
 from lakebus.errors import OutcomeUnknown, SnapshotExpired
 from lakebus.schemas import TableSchema
+from storage.files.objects import MemoryObjectStore
 from storage.maintenance.interface import Swap, SwapOutcome
+from storage.postgres import PostgresLake
+from tests.conformance.harness import entry_of
 from tests.conformance.upkeep import files_of, swap_of, swapped
 from tests.failpoints.actions import Run
 from tests.failpoints.markers import markers_of
 from tests.failpoints.points import Failpoints
 from tests.failpoints.sql import SqlPause, SqlTerminate
 from tests.matrix.rig import MatrixLake, killed_at_each, locks_waited_for, named
+from tests.matrix.test_purge_faults import objects
 
 pytestmark = pytest.mark.usefixtures("patient_sessions")
 
@@ -241,6 +247,23 @@ async def test_E3_a_pin_waits_for_the_check_that_gives_files_up(matrix_lake: Mat
     assert {one.file_id for one in await deletes} == {second.file_id}
     with pytest.raises(SnapshotExpired):
         await late
+
+
+async def test_E3_a_payload_that_the_bus_names_is_pardoned(
+    matrix_lake: MatrixLake,
+) -> None:
+    lake, table = matrix_lake, await matrix_lake.create()
+    store, settings = MemoryObjectStore(), dataclasses.replace(lake.settings, claim_check_bytes=1)
+    spilling = await PostgresLake.open(lake.dsn, bus_settings=settings, object_store=store)
+    try:
+        await spilling.bus.append(entry_of(table, [1], key="k"))
+    finally:
+        await spilling.close()
+    (named,), _ = await objects(lake, store)
+    file_id = uuid.UUID(named.removeprefix("bus/").removesuffix(".segment"))
+    await lake.condemn_regardless(file_id, named)
+    assert await lake.upkeep.begin_deletes(window_s=0, limit=100) == []
+    assert not await lake.upkeep.condemned()
 
 
 async def test_C6_collection_passes_over_an_intent_that_a_swap_has_locked(

@@ -105,6 +105,18 @@ async def test_absence_gives_the_job_back_with_a_growing_pause(
     assert "gave up after 3 attempts" in found.error["detail"]
 
 
+async def test_a_compaction_waits_no_longer_than_for_the_next_one(world: World) -> None:
+    await world.ask()
+    lost = ScriptedRunner(Unavailable("the process of the job is lost"))
+    maintainer = world.maintainer(
+        lost, attempts_max=20, backoff_s=1, backoff_s_max=60, compact_every_s=4
+    )
+    for _ in range(8):
+        await tick(maintainer)
+        world.advance_s(4.2)
+    assert len(lost.begun) == 8
+
+
 @pytest.mark.parametrize(
     ("error", "code"),
     [

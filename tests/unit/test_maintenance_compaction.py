@@ -15,9 +15,10 @@ import pytest
 from lakebus.errors import MalformedRequest
 from lakebus.schemas import Column, TableSchema
 from storage.files.objects import MemoryObjectStore
-from storage.maintenance.compaction import compact
+from storage.maintenance.compaction import compact, settings_of_attempt
 from storage.maintenance.interface import Swap, SwapOperation, SwapOutcome, Swapped
 from storage.maintenance.jobs import JobKind
+from storage.maintenance.settings import MaintenanceSettings
 from storage.maintenance.swapping import SwapLost, SwapWork, run_swap
 from tests.unit.compaction_rig import (
     Lake,
@@ -316,3 +317,26 @@ async def test_a_name_used_again_is_another_table(lake: Lake) -> None:
     work = SwapWork(table, SwapOperation.COMPACT, parts=())
     with pytest.raises(SwapLost):
         await run_swap(lake.context(), work)
+
+
+# --- attempts --------------------------------------------------------------------------------
+
+
+async def test_every_attempt_rewrites_half_as_much_at_once(lake: Lake) -> None:
+    """A rewrite that takes longer than its process lives would otherwise be begun for ever."""
+
+    settings = MaintenanceSettings()
+    files = [settings_of_attempt(settings, n).inputs_max for n in (0, 1, 2, 3, 50)]
+    assert files == [2_000, 2_000, 1_000, 500, 31]
+    sizes = [settings_of_attempt(settings, n).input_bytes_max >> 20 for n in (1, 2, 50)]
+    assert sizes == [1_024, 512, 256]  # two finished files
+    least = settings_of_attempt(dataclasses.replace(settings, inputs_max=10), 50)
+    assert least.inputs_max == 10
+
+    table = await filled(lake, 40)
+    before = await lake.rows(table)
+    lake.settings = dataclasses.replace(lake.settings, inputs_max=40)
+    job = dataclasses.replace(job_of(JobKind.COMPACT, {}), attempt=2)
+    report = await compact(lake.context(), job)
+    assert (report["files_in"], report["swaps"]) == (40, 2)
+    assert await lake.rows(table) == before
