@@ -36,7 +36,7 @@ _HOSTS = ("core", "coordinator")
 #: What says where data lives or where to listen; the demo must never write into a stack of yours.
 _NOT_INHERITED = (
     *("LAKEBUS_CONFIG", "LAKEBUS_DATA_DIR", "LAKEBUS_PROFILE", "LAKEBUS_HTTP_", "LAKEBUS_RAY_ADDR"),
-    *("LAKEBUS_POSTGRES_DSN", "LAKEBUS_POSTGRES_EMBEDDED", "LAKEBUS_FILES_STORE_URL"),
+    *("LAKEBUS_POSTGRES_DSN", "LAKEBUS_POSTGRES_EMBEDDED", "LAKEBUS_STORE_"),
 )
 
 

@@ -14,12 +14,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster import history_command, postgres_binaries, ray_environment
+from cluster import components, history_command, postgres_binaries, ray_environment
 from cluster.embedded_postgres import EmbeddedPostgres
 from cluster.ports import port_is_free
 from cluster.stack_files import StackFiles
 from lakebus.__main__ import installation_problem
-from lakebus.errors import LakebusError
+from lakebus.errors import LakebusError, Unavailable
 from lakebus.settings import Settings
 from storage.postgres.rewind import ACCEPT_COMMAND
 
@@ -27,7 +27,7 @@ _GIB = 1024**3
 OK, WARNING, FAILURE = "ok", "warning", "failure"
 _NEEDED = (
     *("ray", "duckdb", "pyarrow", "asyncpg", "pydantic", "pydantic-settings", "sqlalchemy"),
-    *("alembic", "msgspec", "uvloop", "httptools", "uvicorn", "starlette", "click"),
+    *("alembic", "msgspec", "uvloop", "httptools", "uvicorn", "starlette", "click", "obstore"),
 )
 
 
@@ -57,6 +57,7 @@ def examine(settings: Settings) -> list[Finding]:
         _shared_memory,
         _descriptors,
         _postgres,
+        _object_store,
         _history,
         _haproxy,
         _run_dir,
@@ -183,6 +184,20 @@ def _postgres(settings: Settings) -> Finding:
         "namespace": "in a user namespace",
     }
     return Finding("postgres", OK, f"{binaries.version} ({binaries.source}), {ways[identity.kind]}")
+
+
+def _object_store(settings: Settings) -> Finding:
+    """A folder is made at the start; a store by URL is asked whether it keeps its word."""
+    words = components.object_store_words(settings)
+    if components.keeps_files_here(settings):
+        return Finding("store", OK, words)
+    try:
+        asyncio.run(components.check_object_store(components.object_store(settings)))
+    except Unavailable as error:
+        return Finding("store", FAILURE, f"{words} does not answer", str(error))
+    except LakebusError as error:
+        return Finding("store", FAILURE, f"{words} cannot be used", str(error))
+    return Finding("store", OK, words)
 
 
 def _history(settings: Settings) -> Finding:

@@ -21,7 +21,7 @@ import click
 from cluster import components
 from cluster.history_command import database_of
 from lakebus.settings import Settings
-from storage.files.objects import LocalObjectStore
+from storage.files.objects import OpenedStore
 from storage.maintenance.findings import KINDS
 from storage.postgres.lake import PostgresLake
 
@@ -90,9 +90,7 @@ async def run(
 
 
 @asynccontextmanager
-async def _lake(
-    dsn: str, settings: Settings, store: LocalObjectStore
-) -> AsyncIterator[PostgresLake]:
+async def _lake(dsn: str, settings: Settings, store: OpenedStore) -> AsyncIterator[PostgresLake]:
     lake = await PostgresLake.open(
         dsn, bus_settings=components.bus_settings(settings), object_store=store
     )

@@ -12,6 +12,7 @@ from typing import Any
 
 import asyncpg
 
+from cluster import components
 from cluster.embedded_postgres import EmbeddedPostgres
 from cluster.leftovers import leftovers
 from cluster.maintain_command import job_words
@@ -38,6 +39,7 @@ class StackStatus:
     postgres_pid: int | None = None
     postgres: str = "unknown"
     http: str = "unknown"
+    store: str = "unknown"
     restarts: int = 0
     memory_bytes: int | None = None
     last_jobs: list[str] = field(default_factory=list)
@@ -60,6 +62,7 @@ class StackStatus:
                 f"url        {self.url or 'not yet'}",
                 f"http       {self.http}",
                 f"postgres   {self.postgres}",
+                f"store      {self.store}",
                 f"processes  up {self.supervisor_pid}, ray {self.ray_pid},"
                 f" postgres {self.postgres_pid}",
                 f"restarts   {self.restarts}",
@@ -104,6 +107,7 @@ async def status(settings: Settings) -> StackStatus:
         postgres_pid=server.pid if server else None,
         postgres=database,
         http=http,
+        store=_store_words(settings),
         restarts=state.restarts,
         memory_bytes=await asyncio.to_thread(
             _memory_bytes,
@@ -129,6 +133,16 @@ async def _database_words(
         return "cannot be reached"
     await connection.close()
     return "external, answers"
+
+
+def _store_words(settings: Settings) -> str:
+    """Of the stack that runs, whose settings may differ from those of this command."""
+    files = StackFiles(settings.data_dir)
+    try:
+        running = components.read_settings(str(files.root / components.SETTINGS_FILE))
+        return components.object_store_words(running)
+    except LakebusError:
+        return "unknown"
 
 
 async def _http_words(url: str, problems: list[str]) -> str:

@@ -95,7 +95,9 @@ def _actor_json(found: runtime.ActorStatus) -> dict[str, object]:
 
 
 async def _local_key(settings: Settings, known: str | None) -> str | None:
-    lake = await components.open_lake(settings, components.object_store(settings))
+    store = components.object_store(settings)
+    await components.check_object_store(store)
+    lake = await components.open_lake(settings, store)
     try:
         lake.guard.refuse()  # a database that went back in time: say it now, start nothing
         if settings.profile == "production":

@@ -82,6 +82,14 @@ class ObjectStore(Protocol):
         ...
 
 
+class OpenedStore(ObjectStore, Protocol):
+    """A store that this process has opened for itself."""
+
+    def close(self) -> None:
+        """Ends its threads, once nobody uses it any more."""
+        ...
+
+
 def check_key(key: str) -> str:
     """Returns the key when it is relative, plain and short enough; raises ValueError else.
 
@@ -96,7 +104,9 @@ def check_key(key: str) -> str:
     return key
 
 
-def _check_prefix(prefix: str) -> str:
+def check_prefix(prefix: str) -> str:
+    """As `check_key`, for what a listing asks for: it may be empty, or end at a slash."""
+
     if prefix:
         check_key(prefix.removesuffix("/"))
     return prefix
@@ -148,7 +158,7 @@ class LocalObjectStore:
         await self._run(self._delete, key)
 
     async def list(self, prefix: str = "") -> AsyncIterator[tuple[str, int]]:
-        found = self._walk(_check_prefix(prefix))
+        found = self._walk(check_prefix(prefix))
         while batch := await self._run(_take, found):
             for item in batch:
                 yield item
@@ -309,7 +319,7 @@ class MemoryObjectStore:
         self._objects.pop(check_key(key), None)
 
     async def list(self, prefix: str = "") -> AsyncIterator[tuple[str, int]]:
-        _check_prefix(prefix)
+        check_prefix(prefix)
         found = [(key, len(data)) for key, data in self._objects.items() if key.startswith(prefix)]
         for item in found:
             yield item

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from lakebus.errors import Corrupt, OutcomeUnknown, SnapshotExpired, Unavailable
+from lakebus.errors import OutcomeUnknown, SnapshotExpired, Unavailable
 from lakebus.snapshots import DataFile
+from storage.files.downloads import download_all
 from storage.maintenance.jobs import JobContext
 from storage.maintenance.patience import patiently
 from storage.maintenance.rewriting import RewriteInput
@@ -64,34 +63,21 @@ async def locate(
     """Where the files lie on this machine, downloaded where they do not. Raises Corrupt for a
     download that is not what was recorded."""
 
-    located = []
+    located: list[RewriteInput] = []
+    absent: list[tuple[DataFile, Path]] = []
     for file in files:
         path = context.store.local_path(file.object_key)
         if path is None:
-            path = await _download(context, file, folder)
+            path = folder / f"{file.file_id}.parquet"
+            absent.append((file, path))
         located.append(RewriteInput(file, path))
+    if absent:
+        folder.mkdir(parents=True, exist_ok=True)
+        await patiently(context, lambda: download_all(context.store, _still(absent)))
     return tuple(located)
 
 
-async def _download(context: JobContext, file: DataFile, folder: Path) -> Path:
-    try:
-        data = await patiently(context, lambda: context.store.get(file.object_key))
-    except Corrupt as error:
-        raise _damaged(file) from error
+def _still(absent: Iterable[tuple[DataFile, Path]]) -> list[tuple[DataFile, Path]]:
+    """Those that an attempt before has not brought: what has its name is whole."""
 
-    def write() -> Path:
-        if hashlib.sha256(data).hexdigest() != file.sha256:
-            raise _damaged(file)
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{file.file_id}.parquet"
-        path.write_bytes(data)
-        return path
-
-    return await asyncio.to_thread(write)
-
-
-def _damaged(file: DataFile) -> Corrupt:
-    return Corrupt(
-        f"the data file {file.object_key} is not the one that the catalog recorded",
-        file_id=str(file.file_id),
-    )
+    return [(file, path) for file, path in absent if not path.exists()]

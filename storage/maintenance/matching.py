@@ -21,6 +21,7 @@ from lakebus.errors import QueryTimeout, SqlError, StatementNotAllowed
 from lakebus.schemas import HIDDEN_COLUMNS, TableSchema
 from lakebus.snapshots import DataFile
 from storage.engine.plans import Parameters, QueryPlan, SourceTable
+from storage.files.downloads import download_all
 from storage.files.objects import ObjectStore
 from storage.files.parquet import HIDDEN_TYPES, scan_expression
 from storage.files.pruning import prune, table_predicates
@@ -99,7 +100,7 @@ class Matcher:
 
         folder = self._folder / files[0].file_id.hex
         folder.mkdir(parents=True, exist_ok=True)
-        paths = [await self._path(file, folder) for file in files]
+        paths = await self._paths(files, folder)
         answer = folder / "answer.arrows"
         await self._ask(paths, answer, min(deadline_s, BATCH_S))
         return await asyncio.to_thread(_split, answer, files, folder)
@@ -136,14 +137,20 @@ class Matcher:
                 kind="predicate",
             ) from error
 
-    async def _path(self, file: DataFile, folder: Path) -> str:
-        local = self._store.local_path(file.object_key)
-        if local is not None:
-            return str(local)
-        path = folder / f"{file.file_id}.parquet"
-        data = await self._store.get(file.object_key)
-        await asyncio.to_thread(path.write_bytes, data)
-        return str(path)
+    async def _paths(self, files: Sequence[DataFile], folder: Path) -> list[str]:
+        """Where the files lie; `_split` removes what was brought here."""
+
+        paths: list[Path] = []
+        absent: list[tuple[DataFile, Path]] = []
+        for file in files:
+            path = self._store.local_path(file.object_key)
+            if path is None:
+                path = folder / f"{file.file_id}.parquet"
+                absent.append((file, path))
+            paths.append(path)
+        if absent:
+            await download_all(self._store, absent)
+        return [str(path) for path in paths]
 
 
 def _source(

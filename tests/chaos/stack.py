@@ -151,7 +151,7 @@ class ChaosStack:
         """Starts everything; returns the seconds until the stack answered."""
         began_s = time.monotonic()
         settings = dict(SETTINGS) | self._settings
-        settings["LAKEBUS_FILES_STORE_URL"] = self.objects.folder.as_uri()
+        settings["LAKEBUS_STORE_URL"] = self.objects.folder.as_uri()
         if self.placement is not Placement.TOGETHER:
             settings["LAKEBUS_ACTORS_PLACEMENT"] = "spread"
             settings["LAKEBUS_POSTGRES_DSN"] = await self._start_database()

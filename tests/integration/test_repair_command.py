@@ -31,7 +31,7 @@ async def command(lake: ValidatedLake, *arguments: str, answer: str = "") -> Res
     environ = {
         "LAKEBUS_POSTGRES_DSN": lake.dsn,
         "LAKEBUS_BUS_SHARDS": str(LAKE_SETTINGS.shards),
-        "LAKEBUS_FILES_STORE_URL": f"file://{lake.folder / 'objects'}",
+        "LAKEBUS_STORE_URL": f"file://{lake.folder / 'objects'}",
         "LAKEBUS_DATA_DIR": str(lake.folder),
     }
     runner = CliRunner(env=environ)

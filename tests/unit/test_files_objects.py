@@ -19,14 +19,19 @@ from storage.files.objects import (
     ObjectStore,
     check_key,
 )
+from tests.bucket_server import Bucket
 
 
-@pytest.fixture(params=["local", "local_named", "memory"])
+@pytest.fixture(params=["local", "local_named", "memory", "cloud"])
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[ObjectStore]:
-    """`local_named`: a file system that has no unnamed files."""
+    """`local_named`: a file system that has no unnamed files. `cloud`: a bucket of an S3 server."""
 
     if request.param == "memory":
         yield MemoryObjectStore()
+        return
+    if request.param == "cloud":
+        bucket: Bucket = request.getfixturevalue("bucket")
+        yield bucket.store()
         return
     made = LocalObjectStore(tmp_path / "lake")
     if request.param == "local_named":
@@ -90,8 +95,8 @@ async def test_listing_is_not_cut(store: ObjectStore) -> None:
             (store.root).mkdir(exist_ok=True)
             (store.root / f"k{n}").write_bytes(b"")
     else:
-        for n in range(2100):
-            await store.put_new(f"k{n}", b"")
+        for start in range(0, 2100, 20):
+            await asyncio.gather(*(store.put_new(f"k{start + n}", b"") for n in range(20)))
     assert len(await listing(store)) == 2100
 
 
