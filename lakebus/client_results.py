@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from lakebus.client_arrow import Batches, pandas_of, polars_of, table_of
+from lakebus.client_values import python_rows
 from lakebus.receipts import Receipt
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +23,7 @@ class Sent:
     replayed: bool
     visible: bool
     snapshot_id: int | None
+    columns_skipped: tuple[str, ...] = ()
 
     @property
     def token(self) -> str:
@@ -25,8 +31,24 @@ class Sent:
 
 
 @dataclass(frozen=True, slots=True)
+class Written:
+    """What a writer has receipts for so far. `tokens` cover all of it: they are those of its latest
+    batches, and all batches of a writer are on one shard, where later means above (contract A7)."""
+
+    rows: int
+    batches: int
+    replayed: int
+    tokens: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Result:
-    """The answer to a query. `columns` are (name, SQL type); `token` chains reads (contract D6)."""
+    """The answer to a query. `columns` are (name, SQL type); `token` chains reads (contract D6).
+
+    `rows` are the values as the API writes them: decimals, times, uuids and blobs are text. Iterate
+    it, or `fetchall`, for tuples of Python's own values; `to_arrow`, `to_pandas`, `to_polars` give
+    columns. For large answers `Client.query_arrow` and `query_batches` are faster.
+    """
 
     columns: tuple[tuple[str, str], ...]
     rows: list[list[Any]]
@@ -45,6 +67,33 @@ class Result:
         if len(self.rows) != 1 or len(self.columns) != 1:
             raise ValueError("the answer is not a single value")
         return self.rows[0][0]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[tuple[Any, ...]]:
+        return iter(self.fetchall())
+
+    def fetchall(self) -> list[tuple[Any, ...]]:
+        """Tuples of bool, int, float, str, Decimal, bytes, UUID, date, time, datetime (with zone
+        UTC for timestamptz), list, dict. What Python cannot hold (year 10000) stays text."""
+
+        return python_rows(self.columns, self.rows)
+
+    def to_arrow(self) -> pa.Table:
+        """Raises PackageMissing, and FixRequest for values that Python cannot hold."""
+
+        return table_of(self.columns, self.rows)
+
+    def to_pandas(self) -> Any:
+        """A pandas DataFrame. Raises as `to_arrow`."""
+
+        return pandas_of(self.to_arrow())
+
+    def to_polars(self) -> Any:
+        """A polars DataFrame. Raises as `to_arrow`."""
+
+        return polars_of(self.to_arrow())
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,15 +153,29 @@ class Erased:
 
 
 #: An answer that carries a token, or the token itself.
-_Carrier = str | Sent | Result | Deleted | Erased
+_Carrier = str | Sent | Receipt | Written | Result | Batches | Changes | Deleted | Erased
 #: What a query is to see: tokens, or answers that carry one.
 After = _Carrier | Sequence[_Carrier] | None
 
 
 def tokens_of(after: After) -> list[str]:
-    alone = isinstance(after, (str, Sent, Result, Deleted, Erased))
-    items: list[_Carrier] = [after] if alone else list(after or ())  # type: ignore[list-item,arg-type]
-    tokens = [item if isinstance(item, str) else item.token for item in items]
-    if None in tokens:
+    """Raises ValueError for what carries no token, or none yet."""
+
+    if after is None:
+        return []
+    if isinstance(after, _Carrier):
+        return _tokens(after)
+    return [token for item in after for token in _tokens(item)]
+
+
+def _tokens(item: _Carrier) -> list[str]:
+    if isinstance(item, str):
+        return [item]
+    if isinstance(item, Written):
+        return list(item.tokens)
+    if not isinstance(item, _Carrier):
+        raise ValueError(f"a {type(item).__name__} carries no token")
+    token = item.visibility_token if isinstance(item, Receipt) else item.token
+    if token is None:
         raise ValueError("a delete that is not done carries no token yet: wait for its end")
-    return [token for token in tokens if token is not None]
+    return [token]

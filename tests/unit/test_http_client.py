@@ -12,18 +12,17 @@ import subprocess
 import sys
 import threading
 import uuid
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import AsyncIterator
 
 import pyarrow as pa
 import pytest
-import uvicorn
 
+import lakebus
 from lakebus import client as clients
 from lakebus.client_forms import encode_rows, json_text
 from lakebus.errors import (
     Backpressure,
+    BodyTooLarge,
     IdempotencyConflict,
     MalformedRequest,
     OutcomeUnknown,
@@ -34,32 +33,23 @@ from lakebus.errors import (
     Unauthenticated,
     Unavailable,
 )
+from tests.unit.client_rig import accepted, answer_of, header_of, listening, scripted
 from tests.unit.http_rig import Server, server
 
 
 @pytest.fixture
 async def lake() -> AsyncIterator[tuple[Server, str]]:
-    async with server() as made:
-        config = uvicorn.Config(
-            made.app, port=0, host="127.0.0.1", lifespan="off", log_config=None, access_log=False
-        )
-        listening = uvicorn.Server(config)
-        sock = socket.socket()
-        sock.bind(("127.0.0.1", 0))
-        serving = asyncio.create_task(listening.serve(sockets=[sock]))
-        try:
-            yield made, f"http://127.0.0.1:{sock.getsockname()[1]}"
-        finally:
-            listening.should_exit = True
-            await serving
-            sock.close()
+    async with server() as made, listening(made) as url:
+        yield made, url
 
 
 def test_importing_the_client_is_light() -> None:
     code = (
-        "import sys, lakebus, lakebus.client;"
-        "heavy = {'pyarrow', 'ray', 'duckdb', 'pydantic', 'starlette', 'numpy'};"
-        "sys.exit(', '.join(heavy & set(sys.modules)) or None)"
+        "import sys, lakebus;"
+        "client = {'http.client', 'ssl', 'email', 'lakebus.client'} & set(sys.modules);"
+        "import lakebus.client, lakebus.dbapi, lakebus.writer;"
+        "heavy = {'pyarrow', 'pandas', 'polars', 'numpy', 'ray', 'duckdb', 'pydantic', 'httpx'};"
+        "sys.exit(', '.join(client | heavy & set(sys.modules)) or None)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -186,82 +176,11 @@ async def test_a_client_that_leaves_stops_its_query(lake: tuple[Server, str]) ->
 # --- servers that misbehave ----------------------------------------------------------------------
 
 
-@contextmanager
-def scripted(answers: list[bytes | None]) -> Iterator[tuple[str, list[bytes]]]:
-    """A server that reads a request and answers the next of `answers`; None: hangs up."""
-
-    requests: list[bytes] = []
-    listener = socket.create_server(("127.0.0.1", 0))
-
-    def serve() -> None:
-        for answer in answers:
-            try:
-                connection, _ = listener.accept()
-            except OSError:
-                return
-            with connection:
-                requests.append(_read_request(connection))
-                if answer is not None:
-                    connection.sendall(answer)
-
-    thread = threading.Thread(target=serve)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}", requests
-    finally:
-        listener.shutdown(socket.SHUT_RDWR)
-        listener.close()
-        thread.join()
-
-
-def _read_request(connection: socket.socket) -> bytes:
-    data = b""
-    while b"\r\n\r\n" not in data:
-        data += connection.recv(65536)
-    head, _, body = data.partition(b"\r\n\r\n")
-    lengths = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
-    missing = (int(lengths[0].split(b":")[1]) if lengths else 0) - len(body)
-    while missing > 0:
-        part = connection.recv(missing)
-        data += part
-        missing -= len(part)
-    return data
-
-
-def answer_of(status: int, document: Any, *headers: str) -> bytes:
-    body = document if isinstance(document, bytes) else json.dumps(document).encode()
-    lines = [f"HTTP/1.1 {status} X", f"content-length: {len(body)}", "connection: close", *headers]
-    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
-
-
-ACCEPTED = {
-    "receipt": {
-        "batch_id": "b1-0-0",
-        "target": "t",
-        "rows": 1,
-        "rows_rejected": 0,
-        "payload_fingerprint": "v1:00",
-        "visibility_token": "lb1.x",
-        "accepted_at": "2026-01-01T00:00:00.000000Z",
-        "idempotency_expires_at": "2026-01-02T00:00:00.000000Z",
-    },
-    "replayed": False,
-    "visible": False,
-    "snapshot_id": None,
-    "columns_skipped": [],
-}
-
-
-def header_of(request: bytes, name: bytes) -> bytes:
-    lines = request.partition(b"\r\n\r\n")[0].split(b"\r\n")
-    return next(line for line in lines if line.lower().startswith(name + b":"))
-
-
 def test_A6_every_retry_carries_the_same_key_and_first_attempt() -> None:
     unknown = {"code": "outcome_unknown", "detail": "?", "retryable": True}
     script = [None, answer_of(500, b"Internal Server Error"), answer_of(503, unknown)]
     with (
-        scripted([*script, answer_of(202, ACCEPTED)]) as (url, requests),
+        scripted([*script, answer_of(202, accepted())]) as (url, requests),
         clients.connect(url, "k") as client,
     ):
         assert client.ingest("t", [{"id": 1}]).receipt.batch_id == "b1-0-0"
@@ -271,12 +190,26 @@ def test_A6_every_retry_carries_the_same_key_and_first_attempt() -> None:
     assert len({request.partition(b"\r\n\r\n")[2] for request in requests}) == 1
 
 
+def test_what_is_asked_for_is_sent() -> None:
+    answer = answer_of(200, {**accepted(), "visible": True, "columns_skipped": ["x"]})
+    with scripted([answer]) as (url, requests), clients.connect(url, "k") as client:
+        sent = client.ingest(
+            "a b", {"id": 1}, create=True, wait_visible=True, ordering_key="o", timeout_s=5
+        )
+    assert (sent.visible, sent.columns_skipped, sent.token) == (True, ("x",), "lb1.x")
+    line, _, _ = requests[0].partition(b"\r\n")
+    assert line.startswith(b"POST /v1/tables/a%20b/rows?timeout_ms=")
+    for asked in (b"wait=visible", b"create=true", b"on_invalid=reject"):
+        assert asked in line
+    assert header_of(requests[0], b"lakebus-ordering-key").endswith(b" o")
+
+
 def test_an_application_that_is_not_there_yet_is_waited_for() -> None:
     """The balancer in front of a stack that starts answers 404 in a form of its own."""
 
     away = answer_of(404, b"Path '/v1/tables/t/rows' not found. Ping http://.../-/routes for paths")
     with (
-        scripted([away, away, answer_of(202, ACCEPTED)]) as (url, requests),
+        scripted([away, away, answer_of(202, accepted())]) as (url, requests),
         clients.connect(url, "k") as client,
     ):
         assert client.ingest("t", [{"id": 1}]).receipt.batch_id == "b1-0-0"
@@ -292,6 +225,52 @@ def test_the_pause_that_the_server_asks_for_is_kept_or_the_call_ends() -> None:
     ):
         client.ingest("t", [{"id": 1}])
     assert len(requests) == 1
+
+
+def test_A11_an_answer_before_the_body_was_read_is_heard() -> None:
+    large = answer_of(413, {"code": "body_too_large", "detail": "less", "retryable": False})
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def refuse() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(100)  # and not the rest, which is more than lies on the way
+                connection.sendall(large)
+
+        thread = threading.Thread(target=refuse)
+        thread.start()
+        with (
+            clients.connect(f"http://127.0.0.1:{listener.getsockname()[1]}", "k") as client,
+            pytest.raises(BodyTooLarge),
+        ):
+            client.ingest("t", (bytes(48 << 20), "text/csv"))
+        thread.join()
+
+
+def test_nothing_gets_into_the_head_of_a_request() -> None:
+    with scripted([]) as (url, requests), clients.connect(url, "k") as client:
+        with pytest.raises(MalformedRequest, match="visible ASCII"):
+            client.ingest("t", (b"", "text/csv\r\nx: y"))
+        with pytest.raises(MalformedRequest, match="visible ASCII"):
+            client.ingest("t", (b"", "text/é"))
+    assert requests == []
+
+
+async def test_a_connection_is_used_again_and_replaced_when_it_has_gone(
+    lake: tuple[Server, str],
+) -> None:
+    made, url = lake
+    async with clients.connect_async(url, made.key) as client:
+        seen = {id(one) for _ in range(4) if await client.tables() == [] for one in idle(client)}
+        assert len(seen) == 1
+        (kept,) = idle(client)
+        kept.shutdown(socket.SHUT_RDWR)
+        assert await client.tables() == []
+        assert idle(client) != [kept]
+
+
+def idle(client: clients.AsyncClient) -> list[socket.socket]:
+    return client._client._connections._idle
 
 
 def test_what_must_not_be_retried_is_not() -> None:
@@ -315,10 +294,21 @@ def test_a_server_that_is_not_there_is_unavailable() -> None:
         client.query("select 1")
 
 
-@pytest.mark.parametrize("url", ["", "localhost:1", "ftp://x", "http://"])
+@pytest.mark.parametrize(
+    "url", ["", "localhost:1", "ftp://x", "http://", "http://x:y", "http://[x", "http://x\n", "ray"]
+)
 def test_bad_addresses_are_refused(url: str) -> None:
     with pytest.raises(MalformedRequest):
         clients.connect(url, "k")
+
+
+def test_the_package_itself_offers_the_client() -> None:
+    assert lakebus.connect is clients.connect
+    assert lakebus.Client is clients.Client
+    assert all(hasattr(lakebus, name) for name in lakebus.__all__)
+    assert set(lakebus.__all__) <= set(dir(lakebus))
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = lakebus.nothing
 
 
 def test_values_are_spelled_as_the_api_takes_them() -> None:
