@@ -1,48 +1,110 @@
-"""The commands: `lakebus up`, `down`, `status`, `logs`, `doctor`, `migrate`, `config`, `keys`,
-`history`, `demo`.
+"""The program `lakebus`: which command is where, and how it ends.
 
-`ingest` and `query` are in `cluster/client_commands.py`, `delete` in `cluster/delete_command.py`,
-`maintain`, `jobs` and `tags` in `cluster/maintain_command.py`.
+A command's module is imported when the command is asked for: a query need not wait for what starts
+a stack, nor does the completion of a shell.
 """
 
 from __future__ import annotations
 
-import asyncio
 import importlib
-import json
 import os
 import sys
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
-import lakebus
-from cluster import doctor as doctor_module
-from cluster import history_command
-from cluster import logs as logs_module
-from cluster import status as status_module
-from cluster.client_commands import ingest, query
-from cluster.delete_command import delete
-from cluster.down import take_down
-from cluster.erase_command import erase
-from cluster.keys_command import create_key
-from cluster.maintain_command import jobs, maintain, tags
-from cluster.repair_command import repair
 from lakebus.errors import LakebusError
-from lakebus.settings import Settings
-from lakebus.settings_table import PROFILES
-from storage.ingesting.grants import SCOPES, Grant
+
+#: As shells say for SIGINT and SIGPIPE.
+INTERRUPTED, READER_GONE = 130, 141
+
+_LOOK, _STACK = "cluster.look_commands", "cluster.stack_commands"
+#: Where each command is, and what it does in a few words, for lists.
+_COMMANDS = {
+    "up": (_STACK, "Start a stack; its data stays when it stops."),
+    "down": (_STACK, "Stop the stack, and clear away what a killed one left."),
+    "status": (_STACK, "Say what runs and what is wrong."),
+    "logs": (_STACK, "Show the logs of the stack, or of one component."),
+    "doctor": (_STACK, "Look whether this machine is fit, with hints."),
+    "migrate": (_STACK, "Bring the database to the schema of this version."),
+    "config": (_STACK, "Settings, their values, and where these came from."),
+    "keys": (_STACK, "API keys: make, list, revoke."),
+    "history": (_STACK, "Whether the database went back in time."),
+    "demo": (_STACK, "The whole system on real data."),
+    "ingest": ("cluster.ingest_command", "Send rows of files, folders or a pipe, once."),
+    "query": ("cluster.query_command", "Run SQL, or ask at a prompt."),
+    "tables": (_LOOK, "Tables: list, show, create."),
+    "snapshots": (_LOOK, "Snapshots: list, show."),
+    "token": (_LOOK, "Wait until the rows of tokens can be read."),
+    "batch": (_LOOK, "Say what became of a request."),
+    "trace": ("cluster.trace_command", "Tell the life of a request, step by step."),
+    "quarantine": ("cluster.quarantine_command", "Rows set aside: list, show, replay, drop."),
+    "delete": ("cluster.delete_command", "Delete rows by a condition."),
+    "erase": ("cluster.erase_command", "Erase rows for good, from every snapshot."),
+    "maintain": ("cluster.maintain_command", "Run a job of maintenance now."),
+    "jobs": ("cluster.maintain_command", "Jobs of maintenance: list, or show one."),
+    "tags": ("cluster.maintain_command", "Names that keep snapshots for ever."),
+    "repair": (_STACK, "Repair findings of the validator, after asking."),
+    "completion": ("cluster.completion_command", "Print the completion script of a shell."),
+    "version": ("cluster.completion_command", "Print the version."),
+}
+
+
+class ReaderGone(Exception):
+    """Whoever read the output has gone (`| head`). click would make the exit code 1 of it."""
+
+
+class Commands(click.Group):
+    """All commands by name; each is imported when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        found = getattr(importlib.import_module(_COMMANDS[cmd_name][0]), cmd_name)
+        assert isinstance(found, click.Command), cmd_name
+        return found
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, words) for name, (_, words) in _COMMANDS.items()])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        found = [
+            CompletionItem(name, help=words)
+            for name, (_, words) in _COMMANDS.items()
+            if name.startswith(incomplete)
+        ]
+        return found + click.Command.shell_complete(self, ctx, incomplete)
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            found: object = super().invoke(ctx)
+            sys.stdout.flush()  # here, where a reader that has gone is no surprise
+        except BrokenPipeError:
+            raise ReaderGone from None
+        return found
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+def cli() -> None:
+    """lakebus: rows in over HTTP, one consistent answer out in SQL."""
 
 
 def main() -> int:
     """Run the command of `sys.argv`; an error of ours is one line, never a stack trace."""
     try:
         code = cli.main(standalone_mode=False, prog_name="lakebus")
-    except click.exceptions.Abort:
-        click.echo("lakebus: aborted", err=True)
-        return 130
+    except click.exceptions.Abort as error:
+        if not isinstance(error.__cause__, KeyboardInterrupt):
+            click.echo("lakebus: aborted, nothing was done", err=True)
+        return INTERRUPTED
+    except ReaderGone:
+        # What is still buffered has nowhere to go, and Python would complain about it at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return READER_GONE
     except click.ClickException as error:
         error.show()
         return error.exit_code
@@ -50,241 +112,3 @@ def main() -> int:
         click.echo(f"lakebus: {error}", err=True)
         return 1
     return code if isinstance(code, int) else 0
-
-
-def stack_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that say which stack and which settings are meant."""
-    for option in (
-        click.option("--config", type=click.Path(path_type=Path), help="Settings file (TOML)."),
-        click.option("--profile", type=click.Choice(PROFILES), help="Set of defaults."),
-        click.option(
-            "--data-dir", type=click.Path(path_type=Path), help="Folder of the stack [.lakebus]."
-        ),
-    ):
-        command = option(command)
-    return command
-
-
-def load(data_dir: Path | None, profile: str | None, config: Path | None, **flags: Any) -> Settings:
-    return Settings.load(
-        environ=os.environ,
-        config=config,
-        flags={"data_dir": data_dir, "profile": profile, **flags},
-    )
-
-
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
-def cli() -> None:
-    """lakebus: rows in over HTTP, one consistent answer out in SQL."""
-
-
-@cli.command()
-@stack_options
-@click.option("--port", type=click.IntRange(0, 65535), help="HTTP port; 0 takes a free one.")
-@click.option("--detach", is_flag=True, help="Leave it running in the background.")
-@click.option("--migrate", is_flag=True, help="Bring an external database to this version first.")
-def up(
-    data_dir: Path | None,
-    profile: str | None,
-    config: Path | None,
-    port: int | None,
-    detach: bool,
-    migrate: bool,
-) -> int:
-    """Start a stack; its data stays when it stops."""
-    from cluster import up as up_module  # SQLAlchemy and more: `status` need not wait for it
-
-    settings = load(data_dir, profile, config, **{"http.port": port})
-    if not detach:
-        return up_module.foreground(settings, migrate_external=migrate)
-    given = {"--data-dir": data_dir, "--profile": profile, "--config": config, "--port": port}
-    arguments = [
-        part for name, value in given.items() if value is not None for part in (name, str(value))
-    ]
-    return up_module.detached(settings, arguments + (["--migrate"] if migrate else []))
-
-
-@cli.command()
-@stack_options
-def down(data_dir: Path | None, profile: str | None, config: Path | None) -> int:
-    """Stop the stack, and clear away what a killed one left."""
-    click.echo(asyncio.run(take_down(load(data_dir, profile, config))))
-    return 0
-
-
-@cli.command()
-@stack_options
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
-def status(data_dir: Path | None, profile: str | None, config: Path | None, as_json: bool) -> int:
-    """Say what runs and what is wrong. Exit code 0: well, 1: badly, 3: not running."""
-    found = asyncio.run(status_module.status(load(data_dir, profile, config)))
-    click.echo(json.dumps(found.to_json(), indent=1) if as_json else "\n".join(found.lines()))
-    return found.exit_code
-
-
-@cli.command()
-@stack_options
-@click.option("-f", "--follow", is_flag=True, help="Go on with what is added.")
-@click.option("-n", "--lines", type=click.IntRange(0), default=50, show_default=True)
-@click.argument("component", required=False, type=click.Choice(logs_module.COMPONENTS))
-def logs(
-    data_dir: Path | None,
-    profile: str | None,
-    config: Path | None,
-    follow: bool,
-    lines: int,
-    component: str | None,
-) -> int:
-    """Show the logs of the stack, or of one component."""
-    from cluster.stack_files import StackFiles
-
-    files = StackFiles(load(data_dir, profile, config).data_dir)
-    paths = logs_module.log_files(files, component)
-    if not paths:
-        click.echo(f"No logs in {files.root} yet.", err=True)
-        return 1
-    offsets = logs_module.show(paths, lines=lines, write=click.echo)
-    if follow:
-        try:
-            logs_module.follow(offsets, write=click.echo, ended=lambda: False)
-        except KeyboardInterrupt:
-            return 0
-    return 0
-
-
-@cli.command()
-@stack_options
-def doctor(data_dir: Path | None, profile: str | None, config: Path | None) -> int:
-    """Look whether this machine is fit, with hints. Exit code 1 if a stack could not start."""
-    findings = doctor_module.examine(load(data_dir, profile, config))
-    for finding in findings:
-        click.echo(finding.line())
-    return 1 if any(finding.result == doctor_module.FAILURE for finding in findings) else 0
-
-
-@cli.command()
-@stack_options
-def migrate(data_dir: Path | None, profile: str | None, config: Path | None) -> int:
-    """Bring the database to the schema of this version."""
-    from cluster.migrations_command import migrate_now
-
-    click.echo(asyncio.run(migrate_now(load(data_dir, profile, config))))
-    return 0
-
-
-@cli.group()
-def config() -> None:
-    """Settings."""
-
-
-@config.command("show")
-@stack_options
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
-def config_show(
-    data_dir: Path | None, profile: str | None, config: Path | None, as_json: bool
-) -> int:
-    """List every setting, its value, and where the value came from."""
-    values = load(data_dir, profile, config).describe()
-    if as_json:
-        rows = [{"name": one.name, "value": one.value, "source": one.source} for one in values]
-        click.echo(json.dumps(rows, indent=1))
-        return 0
-    width = max(len(one.name) for one in values)
-    for one in values:
-        click.echo(f"{one.name:{width}}  {one.value:28}  {one.source}")
-    return 0
-
-
-@cli.command()
-@click.option("--json", "as_json", is_flag=True, help="The summary as JSON.")
-@click.option(
-    "--data-dir", type=click.Path(path_type=Path), help="Folder of the demo [.lakebus-demo]."
-)
-@click.option("--keep", is_flag=True, help="Leave the folder, with the data, when it ends.")
-@click.option(
-    "--flights", type=click.IntRange(1000), help="Send only so many of the 336,776 flights."
-)
-def demo(as_json: bool, data_dir: Path | None, keep: bool, flights: int | None) -> int:
-    """Start everything, stream real flights in, ask questions, break something, stop."""
-    # By name, because it brings DuckDB and Arrow, which no other command waits for.
-    module = importlib.import_module("cluster.demo")
-    code: int = module.main(as_json=as_json, data_dir=data_dir, keep=keep, flights=flights)
-    return code
-
-
-@cli.group()
-def keys() -> None:
-    """API keys, made where the database is."""
-
-
-@keys.command("create")
-@stack_options
-@click.option("--principal", required=True, help="Whose key it is; made when new.")
-@click.option(
-    "--scope", "scopes", multiple=True, required=True, type=click.Choice(SCOPES), help="Repeat it."
-)
-@click.option("--tables", multiple=True, help="Table patterns, like sales.*; all by default.")
-def keys_create(
-    data_dir: Path | None,
-    profile: str | None,
-    config: Path | None,
-    principal: str,
-    scopes: tuple[str, ...],
-    tables: tuple[str, ...],
-) -> int:
-    """Make an API key and print it, once."""
-    settings = load(data_dir, profile, config)
-    grants = [Grant(scope, tables or ("*",)) for scope in scopes]
-    click.echo(asyncio.run(create_key(settings, principal=principal, grants=grants)))
-    return 0
-
-
-@cli.group()
-def history() -> None:
-    """Whether the database went back in time, and accepting what was lost."""
-
-
-@history.command("show")
-@stack_options
-def history_show(data_dir: Path | None, profile: str | None, config: Path | None) -> int:
-    """Compare the database with what the object store remembers. Exit code 1: it is older."""
-    found = asyncio.run(history_command.show(load(data_dir, profile, config)))
-    click.echo("\n".join(history_command.lines(found)))
-    return 1 if found.verdict == "behind" else 0
-
-
-@history.command("accept-loss")
-@stack_options
-@click.option("--yes", is_flag=True, help="Do not ask.")
-def history_accept_loss(
-    data_dir: Path | None, profile: str | None, config: Path | None, yes: bool
-) -> int:
-    """Show what a rewound database has lost, ask, and go on without it.
-
-    There is no way back: what was lost stays lost, even if its database is found later.
-    """
-
-    def agreed(_: object) -> bool:
-        return yes or click.confirm("Go on without it, for ever?", default=False)
-
-    settings = load(data_dir, profile, config)
-    asyncio.run(history_command.accept(settings, agreed=agreed, say=click.echo))
-    return 0
-
-
-@cli.command()
-def version() -> int:
-    """Print the version."""
-    click.echo(f"lakebus {lakebus.__version__} (Python {sys.version.split()[0]})")
-    return 0
-
-
-cli.add_command(ingest)
-cli.add_command(query)
-cli.add_command(delete)
-cli.add_command(erase)
-cli.add_command(maintain)
-cli.add_command(jobs)
-cli.add_command(tags)
-stack_options(repair)
-cli.add_command(repair)

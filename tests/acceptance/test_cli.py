@@ -37,6 +37,8 @@ def test_version_and_help() -> None:
     assert code == 0
     for command in ("up", "down", "status", "logs", "doctor", "migrate", "config", "demo"):
         assert command in output
+    for command in ("ingest", "query", "tables", "snapshots", "trace", "quarantine", "completion"):
+        assert command in output
 
 
 @pytest.mark.parametrize(
@@ -46,6 +48,8 @@ def test_version_and_help() -> None:
         (("up", "--port", "70000"), "not in the range"),
         (("up", "--profile", "prod"), "'local', 'test', 'production'"),
         (("logs", "kafka"), "'postgres'"),
+        (("snapshots", "show", "3", "--data-dir", "nowhere"), "lakebus up"),
+        (("ingest", "no-such-file.csv", "--table", "t"), "does not exist"),
     ],
 )
 def test_wrong_commands_are_explained(arguments: tuple[str, ...], said: str) -> None:
@@ -205,11 +209,19 @@ listen stats
 def test_keys_create_makes_a_key_on_an_external_database(database_dsn: str) -> None:
     environ = {"LAKEBUS_POSTGRES_DSN": database_dsn}
     asyncio.run(migrate.upgrade(database_dsn))
-    code, output, error = lakebus(
-        "keys", "create", "--principal", "ops", "--scope", "admin", environ=environ
-    )
+    quotas = ["--requests-per-s", "2.5", "--ingest-bytes-per-s", "0"]
+    asked = ["keys", "create", "--principal", "ops", "--scope", "admin", *quotas]
+    code, output, error = lakebus(*asked, environ=environ)
     assert code == 0, error
     assert output.startswith("lbk_")
+    code, listed, error = lakebus("keys", "list", environ=environ)
+    assert code == 0, error
+    assert "requests_per_s 2.5, ingest_bytes_per_s 0" in listed
+    assert output.split("_")[1] in listed
+    assert output.split("_")[2].strip() not in listed
+    code, _, error = lakebus(*asked, "--queries-at-once", "-1", environ=environ)
+    assert code == 1
+    assert "queries_at_once" in error
     code, _, error = lakebus("keys", "create", "--principal", "ops", "--scope", "admin")
     assert code == 1
     assert "LAKEBUS_POSTGRES_DSN" in error
