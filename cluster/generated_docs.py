@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cluster.formats_page import formats_page
 from lakebus.settings import settings_table_markdown
 
 _SETTINGS_HEAD = """\
@@ -28,8 +29,9 @@ their unit; bytes and milliseconds are whole numbers.
 
 
 def main() -> None:
-    document = Path(__file__).parents[1] / "docs" / "settings.md"
-    document.write_text(_SETTINGS_HEAD + settings_table_markdown())
+    docs = Path(__file__).parents[1] / "docs"
+    (docs / "settings.md").write_text(_SETTINGS_HEAD + settings_table_markdown())
+    (docs / "formats.md").write_text(formats_page(), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from lakebus.receipts import Receipt
+from lakebus.schemas import TableSchema
 from storage.rows.segment import EntryPart
 
 BATCH_ID_PATTERN = r"b(\d{1,6})-(\d{1,5})-(\d{1,19})"
@@ -34,11 +35,29 @@ class RejectSet:
 
 
 @dataclass(frozen=True, slots=True)
+class TableNumbers:
+    """Ids for tables to be made: nobody else gets them on the line of history that gave them."""
+
+    history_serial: int
+    table_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NewTable:
+    """A table to be made in the transaction of the entry that fills it. `schema` is whole: an id
+    from `IngestBus.number_tables` (with its `history_serial`), version 1, columns 1..n."""
+
+    schema: TableSchema
+    history_serial: int
+
+
+@dataclass(frozen=True, slots=True)
 class NewEntry:
     """What one ingest request puts on the bus: all its good rows, atomically, on one shard.
 
     `target` is the table name as called (folded), or `*`. `fingerprint` is 32 bytes. `parts` may be
-    empty only when every row went to `rejects`.
+    empty only when every row went to `rejects`. `creates` are tables that do not exist yet; they
+    exist from the snapshot on that is published with the acceptance of the entry, or not at all.
     """
 
     principal_id: int
@@ -49,6 +68,7 @@ class NewEntry:
     first_attempt_at: dt.datetime | None = None
     ordering_key: str | None = None
     rejects: tuple[RejectSet, ...] = ()
+    creates: tuple[NewTable, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -84,7 +104,8 @@ class KeyTaken:
 @dataclass(frozen=True, slots=True)
 class SchemaStale:
     """Nothing was appended: a part was checked against a schema version that is not current, or
-    its table is closed or gone (A12). The caller decodes again under the current schema."""
+    its table is closed or gone (A12), or a table to be made is there already. The caller decodes
+    again under the current schema."""
 
     table_ids: tuple[int, ...]
 
@@ -219,6 +240,10 @@ class IngestBus(Protocol):
 
         Raises Backpressure (A11), IdempotencyExpired (A13), OutcomeUnknown (A6), Unavailable.
         """
+        ...
+
+    async def number_tables(self, count: int) -> TableNumbers:
+        """Ids for `NewEntry.creates`. Those that are not used are never used."""
         ...
 
     async def find_key(self, principal_id: int, target: str, key: str) -> KeyRecord | None:

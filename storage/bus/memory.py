@@ -29,6 +29,7 @@ from storage.bus.interface import (
     PurgeReport,
     QuarantineItem,
     ShardStatus,
+    TableNumbers,
 )
 from storage.bus.receipting import parse_batch_id
 from storage.bus.sharding import ordering_of, shard_of
@@ -62,6 +63,10 @@ class MemoryBus:
         future: asyncio.Future[AppendOutcome] = loop.create_future()
         self._waiting.append((entry, future))
         return await future
+
+    async def number_tables(self, count: int) -> TableNumbers:
+        await self._lake.reach()
+        return door.number_tables(self._lake, count)
 
     async def find_key(self, principal_id: int, target: str, key: str) -> KeyRecord | None:
         await self._lake.reach()

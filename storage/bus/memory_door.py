@@ -2,7 +2,8 @@
 
 The order of judgement is the contract's: the key first, then the schema, then the age of the first
 attempt, then the backlog; a refused entry leaves nothing behind (A3, A9, A11-A13). Encoding comes
-before the first change, so an entry that cannot be encoded fails alone.
+before the first change, so an entry that cannot be encoded fails alone. An entry that makes tables
+is judged with them in place, and they are taken away again unless it is accepted.
 """
 
 from __future__ import annotations
@@ -21,10 +22,18 @@ from storage.bus.interface import (
     QuarantineItem,
     RejectSet,
     SchemaStale,
+    TableNumbers,
 )
 from storage.bus.receipting import make_receipt
 from storage.memory_lake import MemoryLake
-from storage.memory_state import KeyScope, LogEntry, QuarantineRow, StoredSegment
+from storage.memory_state import (
+    KeyScope,
+    LogEntry,
+    QuarantineRow,
+    SchemaRow,
+    StoredSegment,
+    TableRow,
+)
 from storage.rows.segment import EncodedSegment, encode_segment
 
 BACKPRESSURE_RETRY_S = 1.0
@@ -46,7 +55,12 @@ def append_group(lake: MemoryLake, shard: int, entries: Sequence[NewEntry]) -> l
     """Judges and appends the entries of one group, in order; one verdict for each."""
 
     verdicts: dict[int, Verdict] = {}
-    waiting = list(range(len(entries)))
+    waiting = []
+    for n, entry in enumerate(entries):
+        if entry.creates:
+            verdicts[n] = _create_and_append(lake, shard, entry)
+        else:
+            waiting.append(n)
     while waiting:
         # An entry whose key a neighbour of this round carries is judged after that neighbour.
         this_round, deferred, keys = [], [], set[KeyScope]()
@@ -61,6 +75,46 @@ def append_group(lake: MemoryLake, shard: int, entries: Sequence[NewEntry]) -> l
         verdicts |= _append_round(lake, shard, {n: entries[n] for n in this_round})
         waiting = deferred
     return [verdicts[n] for n in range(len(entries))]
+
+
+def number_tables(lake: MemoryLake, count: int) -> TableNumbers:
+    state = lake.state
+    first = max((*state.tables, state.table_id_floor), default=0) + 1
+    state.table_id_floor = first + count - 1
+    return TableNumbers(lake.history_serial, tuple(range(first, first + count)))
+
+
+def _create_and_append(lake: MemoryLake, shard: int, entry: NewEntry) -> Verdict:
+    """The tables, their snapshot and the entry, or nothing of them; one step of the event loop."""
+
+    state = lake.state
+    taken = {row.name for row in state.tables.values() if row.live}
+    stale = tuple(
+        table.schema.table_id
+        for table in entry.creates
+        if table.history_serial != lake.history_serial or table.schema.name in taken
+    )
+    if stale:
+        return SchemaStale(stale)
+    for table in entry.creates:
+        state.tables[table.schema.table_id] = TableRow(
+            table_id=table.schema.table_id,
+            name=table.schema.name,
+            first_snapshot=state.head_id + 1,
+            last_column_id=len(table.schema.columns),
+            versions=[SchemaRow(table.schema, state.head_id + 1)],
+        )
+    verdict: Verdict | None = None
+    try:
+        verdict = _append_round(lake, shard, {0: entry})[0]
+    finally:
+        if not isinstance(verdict, Accepted):
+            for table in entry.creates:
+                del state.tables[table.schema.table_id]
+    if isinstance(verdict, Accepted):
+        made = {str(t.schema.table_id): {"created": t.schema.name} for t in entry.creates}
+        lake.next_snapshot("create", {"tables": made}, at=lake.next_publish_time())
+    return verdict
 
 
 def key_scope(entry: NewEntry) -> KeyScope | None:

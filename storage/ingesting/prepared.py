@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 import pyarrow as pa
 
 from lakebus.errors import RowsInvalid
 from lakebus.schemas import TableSchema
-from storage.bus.interface import NewEntry, RejectSet
+from storage.bus.interface import NewEntry, NewTable, RejectSet, TableNumbers
+from storage.ingesting.new_tables import TableBody, TableRows, decode_for_new, decode_leniently
 from storage.ingesting.reject_identity import with_rejected
 from storage.ingesting.requests import IngestRequest
-from storage.rows.decode import decode_rows, decode_rows_value
+from storage.rows.decode import JSON, decode_rows
 from storage.rows.decode_json import arrow_schema
-from storage.rows.decoded import DecodedRows, OnInvalid
+from storage.rows.decoded import OnInvalid
 from storage.rows.fingerprint import fingerprint
 from storage.rows.segment import EntryPart
 from storage.rows.types import parse_type
@@ -25,12 +26,15 @@ _ERRORS_REPORTED_MAX = 100
 
 @dataclass(frozen=True, slots=True)
 class PreparedRows:
-    """What a body holds under certain schema versions (`schema_versions`, by table id)."""
+    """What a body holds under certain schema versions (`schema_versions`, by table id). `creates`
+    are tables that do not exist yet, `skipped` columns that were left out for want of a value."""
 
     parts: tuple[EntryPart, ...]
     rejects: tuple[RejectSet, ...]
     fingerprint: bytes
     schema_versions: Mapping[int, int]
+    creates: tuple[NewTable, ...] = ()
+    skipped: tuple[str, ...] = ()
 
     def as_entry(self, request: IngestRequest) -> NewEntry:
         return NewEntry(
@@ -42,6 +46,7 @@ class PreparedRows:
             first_attempt_at=request.first_attempt_at,
             ordering_key=request.ordering_key,
             rejects=self.rejects,
+            creates=self.creates,
         )
 
 
@@ -50,8 +55,8 @@ def prepare_one(
 ) -> PreparedRows:
     """The rows of a body for one table. Raises what `decode_rows` raises."""
 
-    decoded = decode_rows(schema, media_type, body, on_invalid=on_invalid, rows_max=rows_max)
-    return _prepared({schema.name: (schema, decoded)})
+    rows = decode_rows(schema, media_type, body, on_invalid=on_invalid, rows_max=rows_max)
+    return prepare_decoded([TableRows(schema, rows)], several=False)
 
 
 def prepare_several(
@@ -64,41 +69,104 @@ def prepare_several(
     """The rows of a body `{table: [rows]}` as `split_tables` cut it. Raises what `decode_rows`
     raises; the errors of all tables are reported together, each naming its table."""
 
-    decoded: dict[str, tuple[TableSchema, DecodedRows]] = {}
+    decoded = decode_tables(
+        schemas,
+        {name: TableBody(JSON, body) for name, body in bodies.items()},
+        several=True,
+        create=False,
+        on_invalid=on_invalid,
+        rows_max=rows_max,
+    )
+    return prepare_decoded(decoded, several=True)
+
+
+def decode_tables(
+    schemas: Mapping[str, TableSchema],
+    bodies: Mapping[str, TableBody],
+    *,
+    several: bool,
+    create: bool,
+    on_invalid: OnInvalid,
+    rows_max: int,
+) -> list[TableRows]:
+    """The rows of each table, under its schema; with `create`, tables without one are new.
+
+    Raises what `decode_rows` raises. Errors of `several` tables are reported together.
+    """
+
+    decoded: list[TableRows] = []
     refused: dict[str, RowsInvalid] = {}
     left = rows_max
     for name, body in bodies.items():
-        schema = schemas[name]
         try:
-            rows = decode_rows_value(schema, body, on_invalid=on_invalid, rows_max=left)
+            rows = _decode(schemas.get(name), name, body, create, on_invalid, left)
         except RowsInvalid as error:
+            if not several:
+                raise
             refused[name] = error
             continue
-        decoded[name] = (schema, rows)
-        left -= rows.batch.num_rows + len(rows.rejected)
+        decoded.append(rows)
+        left -= rows.rows.batch.num_rows + len(rows.rows.rejected)
     if refused:
         raise _joined(refused)
-    return _prepared(decoded)
+    return decoded
 
 
-def _prepared(decoded: Mapping[str, tuple[TableSchema, DecodedRows]]) -> PreparedRows:
-    tables = list(decoded.values())
+def _decode(
+    schema: TableSchema | None,
+    name: str,
+    body: TableBody,
+    create: bool,
+    on_invalid: OnInvalid,
+    rows_max: int,
+) -> TableRows:
+    if schema is None:
+        assert create, "whoever asks for no new table has looked up every name"
+        return decode_for_new(name, body, on_invalid=on_invalid, rows_max=rows_max)
+    if create:
+        return decode_leniently(schema, body, on_invalid=on_invalid, rows_max=rows_max)
+    rows = decode_rows(schema, body.media_type, body.body, on_invalid=on_invalid, rows_max=rows_max)
+    return TableRows(schema, rows)
+
+
+def prepare_decoded(
+    decoded: Sequence[TableRows], *, several: bool, numbers: TableNumbers | None = None
+) -> PreparedRows:
+    """`numbers` has an id for each new table."""
+
+    creates: list[NewTable] = []
+    tables: list[TableRows] = []
+    for table in decoded:
+        if table.is_new:
+            assert numbers is not None, "new tables are numbered before"
+            schema = replace(table.schema, table_id=numbers.table_ids[len(creates)])
+            creates.append(NewTable(schema, numbers.history_serial))
+            table = replace(table, schema=schema)
+        tables.append(table)
     parts = tuple(
-        EntryPart(schema.table_id, schema.version, rows.batch)
-        for schema, rows in tables
-        if rows.batch.num_rows
+        EntryPart(table.schema.table_id, table.schema.version, table.rows.batch)
+        for table in tables
+        if table.rows.batch.num_rows
     )
-    rejected = {schema.table_id: rows.rejected for schema, rows in tables if rows.rejected}
+    rejecting = [table for table in tables if table.rows.rejected]
+    rejected = {table.schema.table_id: table.rows.rejected for table in rejecting}
     identity = fingerprint(parts)
     return PreparedRows(
         parts=parts,
-        rejects=tuple(_reject_set(schema, rows) for schema, rows in tables if rows.rejected),
+        rejects=tuple(map(_reject_set, rejecting)),
         fingerprint=with_rejected(identity, rejected) if rejected else identity,
-        schema_versions={schema.table_id: schema.version for schema, _ in tables},
+        schema_versions={table.schema.table_id: table.schema.version for table in tables},
+        creates=tuple(creates),
+        skipped=tuple(
+            f"{table.schema.name}.{name}" if several else name
+            for table in tables
+            for name in table.skipped
+        ),
     )
 
 
-def _reject_set(schema: TableSchema, rows: DecodedRows) -> RejectSet:
+def _reject_set(table: TableRows) -> RejectSet:
+    schema = table.schema
     document = {
         "table": schema.name,
         "schema_version": schema.version,
@@ -108,13 +176,13 @@ def _reject_set(schema: TableSchema, rows: DecodedRows) -> RejectSet:
                 "errors": [error.as_json() for error in rejected.errors],
                 "value": msgspec.Raw(rejected.value),
             }
-            for rejected in rows.rejected
+            for rejected in table.rows.rejected
         ],
     }
     return RejectSet(
         table_id=schema.table_id,
         schema_version=schema.version,
-        rows=len(rows.rejected),
+        rows=len(table.rows.rejected),
         document=msgspec.json.encode(document),
     )
 

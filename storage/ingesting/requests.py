@@ -28,8 +28,9 @@ class IngestSettings:
 class IngestRequest:
     """One request at the door: `body` is whole and inflated.
 
-    `table` is None for several tables at once. `deadline_s` is on the monotonic clock and bounds
-    the append and the wait together.
+    `table` is None for several tables at once; `boundary` cuts their parts if the body is
+    multipart. With `create`, tables that do not exist are made from the rows. `deadline_s` is on
+    the monotonic clock and bounds the append and the wait together.
     """
 
     principal: Principal
@@ -42,6 +43,8 @@ class IngestRequest:
     ordering_key: str | None = None
     wait_visible: bool = False
     on_invalid: OnInvalid = "reject"
+    create: bool = False
+    boundary: str = ""
 
     @property
     def target(self) -> str:
@@ -53,6 +56,7 @@ class IngestAnswer:
     """The receipt, and beside it what concerns this call alone (A2).
 
     `visible` is True when the call waited and a snapshot covers the rows; `snapshot_id` is it.
+    `columns_skipped`: columns of the body without any value that the table does not have.
     """
 
     receipt: Receipt

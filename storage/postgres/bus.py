@@ -30,6 +30,7 @@ from storage.bus.interface import (
     PurgeReport,
     QuarantineItem,
     ShardStatus,
+    TableNumbers,
 )
 from storage.bus.receipting import make_batch_id, parse_batch_id
 from storage.bus.settings import BusSettings
@@ -65,6 +66,9 @@ UPDATE bus_lease b
        + CASE WHEN b.attempt > 0 THEN $3::interval ELSE $4::interval END
   FROM held h WHERE b.lease_id = h.lease_id
 RETURNING b.lease_id, b.epoch"""
+_NUMBER_TABLES = """
+SELECT nextval('table_number')::integer AS table_id, l.history_serial
+  FROM lake l, generate_series(1, $1::integer)"""
 _BATCH = f"""
 SELECT l.history_serial, l.principals[($2 - l.lo + 1)::integer] AS principal_id,
        p.snapshot_id, q.reason, q.successor_batch_id
@@ -146,7 +150,16 @@ class PostgresBus:
         outcome = await self._writers[shard].append(entry)
         if isinstance(outcome, Accepted):
             self._guard.saw_entry(shard, outcome.position)
+            if entry.creates:
+                self._guard.changed()
         return outcome
+
+    async def number_tables(self, count: int) -> TableNumbers:
+        async with self._general.connection() as connection:
+            with reading():  # numbers that nobody hears of are never used
+                rows = await connection.fetch(_NUMBER_TABLES, count)
+        serial = rows[0]["history_serial"]
+        return TableNumbers(serial, tuple(row["table_id"] for row in rows))
 
     async def find_key(self, principal_id: int, target: str, key: str) -> KeyRecord | None:
         async with self._general.connection() as connection:

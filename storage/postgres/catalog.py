@@ -225,7 +225,7 @@ class PostgresCatalog:
             retention=dict(retention or {}),
         )
         row = await self._write(
-            "SELECT * FROM create_table($1, $2, $3)", name, _definition(schema), new_uuid()
+            "SELECT * FROM create_table($1, $2, $3)", name, definition_of(schema), new_uuid()
         )
         if not row["created"]:
             if not if_not_exists:
@@ -245,7 +245,7 @@ class PostgresCatalog:
             "SELECT * FROM alter_table($1, $2, $3, $4)",
             schema.table_id,
             expected_version,
-            _definition(schema),
+            definition_of(schema),
             new_uuid(),
         )
         if row["outcome"] == "not_found":
@@ -414,7 +414,7 @@ def _nearest(fork: asyncpg.Record | None) -> dict[str, Any]:
     }
 
 
-def _definition(schema: TableSchema) -> dict[str, object]:
+def definition_of(schema: TableSchema) -> dict[str, object]:
     return {
         "columns": [
             {

@@ -3,7 +3,8 @@
 While a group commits, the next one gathers; an entry that finds the writer idle goes at once. So
 groups grow with the load and a lone entry waits for nobody. An entry never shares a group with an
 entry of the same key (they would be judged against each other in one statement): the second waits
-for the next group and is then an ordinary replay.
+for the next group and is then an ordinary replay. An entry that makes tables goes alone, by a
+function that takes the head row first: such an append is as rare as a new table.
 """
 
 from __future__ import annotations
@@ -33,10 +34,12 @@ from storage.bus.interface import (
     KeyRecord,
     KeyTaken,
     NewEntry,
+    NewTable,
     SchemaStale,
 )
 from storage.bus.settings import BusSettings
 from storage.files.objects import ObjectStore
+from storage.postgres.catalog import definition_of
 from storage.postgres.failures import reading, writing
 from storage.postgres.pool import Pool
 from storage.postgres.receipts import ReceiptMaker
@@ -45,6 +48,10 @@ from storage.rows.segment import EncodedSegment, encode_segment
 _APPEND = (
     "SELECT * FROM append_group($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14,"
     " $15, $16, $17, $18, $19, $20, $21, $22, $23)"
+)
+_CREATE = (
+    "SELECT * FROM create_and_append($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14,"
+    " $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, $26)"
 )
 _ACCEPTED, _KEY_TAKEN, _STALE, _BACKPRESSURE, _EXPIRED = range(5)
 _log = logging.getLogger(__name__)
@@ -149,6 +156,8 @@ class GroupWriter:
         size = 0
         while self._queue and len(group) < self._settings.group_entries_max:
             waiting = self._queue[0]
+            if group and waiting.entry.creates:
+                break
             if group and size + waiting.size_bytes > self._settings.group_bytes_max:
                 break
             self._queue.popleft()
@@ -161,6 +170,8 @@ class GroupWriter:
                 keys.add(waiting.key)
             size += waiting.size_bytes
             group.append(waiting)
+            if waiting.entry.creates:
+                break
         self._queue.extendleft(reversed(deferred))
         return group
 
@@ -174,11 +185,14 @@ class GroupWriter:
             return
         payload_key, intent = await self._spill(segment)
         arguments = self._arguments(group, segment, payload_key, intent)
+        statement, creates = _APPEND, group[0].entry.creates
+        if creates:
+            statement, arguments = _CREATE, [*_creation(creates), *arguments]
         # failpoint: group_commit.before_append
         async with self._pool.connection() as connection:
             with writing():
                 try:
-                    row = await connection.fetchrow(_APPEND, *arguments)
+                    row = await connection.fetchrow(statement, *arguments)
                 except asyncpg.PostgresError as error:
                     if getattr(error, "sqlstate", None) == _INTENT_LOST:
                         raise Unavailable("the payload was collected; send it again") from error
@@ -339,6 +353,21 @@ class GroupWriter:
             expires_at=row["expires_at"],
         )
         return Accepted(receipt, self._shard, position)
+
+
+def _creation(creates: Sequence[NewTable]) -> list[object]:
+    """What `create_and_append` takes before the arguments of `append_group`."""
+
+    tables = [
+        {
+            "table_id": table.schema.table_id,
+            "name": table.schema.name,
+            "definition": definition_of(table.schema),
+        }
+        for table in creates
+    ]
+    # Numbers of two lines of history are never one request's: they come from one call.
+    return [creates[0].history_serial, tables, new_uuid()]
 
 
 def _fail(group: Sequence[_Waiting], error: LakebusError) -> None:

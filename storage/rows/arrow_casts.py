@@ -35,7 +35,7 @@ def cast_column(source: pa.Array, kind: ColumnType, found: list[tuple[int, str]]
     The common case, where all rows fit, is one kernel.
     """
 
-    plain = _plain(source)
+    plain = plain_array(source)
     if plain.type == kind.storage and _is_as_it_is(kind):
         return _as_column(kind, plain)
     if pt.is_null(plain.type):
@@ -54,18 +54,18 @@ def _valid_rows(array: pa.Array) -> list[tuple[int, bool]]:
     return list(enumerate(array.is_valid().to_pylist()))
 
 
-def _plain(source: pa.Array) -> pa.Array:
+def plain_array(source: pa.Array) -> pa.Array:
     """Without dictionary, run-end encoding, extension and view layout."""
 
     if isinstance(source, pa.ExtensionArray):
         source = source.storage
     if pt.is_dictionary(source.type):
-        return pc.take(_plain(source.dictionary), source.indices)
+        return pc.take(plain_array(source.dictionary), source.indices)
     if pt.is_run_end_encoded(source.type):
         # By indices, because Arrow has no kernel that writes out runs of views.
         ends = np.clip(source.run_ends.to_numpy().astype(np.int64) - source.offset, 0, len(source))
         places = np.repeat(np.arange(len(ends)), np.diff(ends, prepend=0))
-        return pc.take(_plain(source.values), pa.array(places))
+        return pc.take(plain_array(source.values), pa.array(places))
     if pt.is_string_view(source.type) or pt.is_large_string(source.type):
         return pc.cast(source, pa.string())
     if pt.is_binary_view(source.type) or pt.is_large_binary(source.type):
@@ -233,7 +233,7 @@ def row_json(received: pa.RecordBatch, row: int) -> bytes:
 
 
 def _json_value(source: pa.Array, row: int) -> Any:
-    cell = _plain(source.slice(row, 1))
+    cell = plain_array(source.slice(row, 1))
     if cell.null_count or pt.is_null(cell.type):
         return None
     if pt.is_binary(cell.type) or pt.is_fixed_size_binary(cell.type):

@@ -17,7 +17,7 @@ import datetime as dt
 import math
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -38,6 +38,7 @@ _NUMBER = re.compile(r"(-?)(0|[1-9][0-9]*)(?:\.([0-9]+))?(?:[eE]([-+]?[0-9]+))?"
 _EXPONENT_DIGITS_MAX = 18
 _DATE = re.compile(r"([0-9]{4})-([0-9]{2})-([0-9]{2})", re.ASCII)
 _TIME = re.compile(r"([0-9]{2}):([0-9]{2}):([0-9]{2})(?:\.([0-9]+))?", re.ASCII)
+_TIME_MARKS = ("T", "t", " ")
 _ZONE = re.compile(r"[zZ]|([-+])([0-9]{2}):([0-9]{2})", re.ASCII)
 _UUID = re.compile(
     r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.ASCII | re.IGNORECASE
@@ -191,7 +192,7 @@ def _parse_timestamp(string: str) -> tuple[int, int | None]:
     """Microseconds of the local time since 1970, and the zone's offset, None without a zone."""
 
     date = _DATE.match(string)
-    if date is None or string[10:11] not in ("T", "t", " "):
+    if date is None or string[10:11] not in _TIME_MARKS:
         raise CellRefused("not a time like 2026-01-31T12:00:00Z (RFC 3339)")
     time = _TIME.match(string, 11)
     if time is None:
@@ -209,6 +210,19 @@ def _parse_timestamp(string: str) -> tuple[int, int | None]:
         raise CellRefused("the zone's offset does not exist")
     offset_us = (hours * 60 + minutes) * 60_000_000
     return local_us, -offset_us if zone[1] == "-" else offset_us
+
+
+def time_shape(text: str) -> Literal["zoned", "local"] | None:
+    """Whether a text is spelled like a time of RFC 3339 with a zone, or without one. Whether that
+    time exists, and is no finer than a column, `cell_of` says."""
+
+    date = _DATE.match(text)
+    time = None if date is None or text[10:11] not in _TIME_MARKS else _TIME.match(text, 11)
+    if time is None:
+        return None
+    if time.end() == len(text):
+        return "local"
+    return "zoned" if _ZONE.fullmatch(text, time.end()) else None
 
 
 def _days(match: re.Match[str]) -> int:

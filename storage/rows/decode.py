@@ -52,12 +52,16 @@ def decode_rows(
     if decoder is None:
         decoder = _DECODERS.get(media_type.split(";", 1)[0].strip().lower())
     if decoder is None:
-        raise UnsupportedMediaType(
-            f"bodies of type {media_type[:80]!r} are not read here; send one of "
-            + ", ".join(SUPPORTED_MEDIA_TYPES),
-            supported=list(SUPPORTED_MEDIA_TYPES),
-        )
+        raise unsupported(media_type)
     return decoder(schema, body, on_invalid=on_invalid, rows_max=rows_max)
+
+
+def unsupported(media_type: str) -> UnsupportedMediaType:
+    return UnsupportedMediaType(
+        f"bodies of type {media_type[:80]!r} are not read here; send one of "
+        + ", ".join(SUPPORTED_MEDIA_TYPES),
+        supported=list(SUPPORTED_MEDIA_TYPES),
+    )
 
 
 def decode_rows_value(

@@ -40,7 +40,7 @@ def decode_arrow_stream(
 ) -> DecodedRows:
     """The rows of an Arrow IPC stream. Raises as `decode.decode_rows` says."""
 
-    return decode_batch(schema, _read_stream(body), on_invalid=on_invalid, rows_max=rows_max)
+    return decode_batch(schema, read_stream(body), on_invalid=on_invalid, rows_max=rows_max)
 
 
 def decode_batch(
@@ -84,7 +84,7 @@ class _Errors:
             self.add(row, column, reason, None)
 
 
-def _read_stream(body: bytes) -> pa.RecordBatch:
+def read_stream(body: bytes) -> pa.RecordBatch:
     """The stream's rows as one batch, every buffer validated."""
 
     if not body.endswith(END_MARK):

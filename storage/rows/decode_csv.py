@@ -48,7 +48,7 @@ def decode_csv(
 ) -> DecodedRows:
     """The rows of a CSV body. Raises as `decode.decode_rows` says."""
 
-    names, fields = _read(body, rows_max)
+    names, fields = read_csv(body, rows_max=rows_max)
     try:
         return DecodedRows(_fast_batch(schema, names, fields))
     except column_builders.REFUSALS:
@@ -58,7 +58,7 @@ def decode_csv(
 def fast_csv(schema: TableSchema, body: bytes, *, rows_max: int) -> pa.RecordBatch:
     """The fast path alone. Raises one of REFUSALS for what the exact pass must decide."""
 
-    return _fast_batch(schema, *_read(body, rows_max))
+    return _fast_batch(schema, *read_csv(body, rows_max=rows_max))
 
 
 def exact_csv(
@@ -66,10 +66,12 @@ def exact_csv(
 ) -> DecodedRows:
     """The exact pass alone."""
 
-    return _exactly(schema, *_read(body, rows_max), on_invalid, rows_max)
+    return _exactly(schema, *read_csv(body, rows_max=rows_max), on_invalid, rows_max)
 
 
-def _read(body: bytes, rows_max: int) -> tuple[list[str], pa.Table]:
+def read_csv(body: bytes, *, rows_max: int) -> tuple[list[str], pa.Table]:
+    """The folded names of the header, and all fields as text, null where nothing stands."""
+
     names, rest = _header(body_text(body).removeprefix("\ufeff"))
     fields = _fields(rest, len(names))
     slow_pass.check_row_count(fields.num_rows, rows_max=rows_max)

@@ -27,6 +27,13 @@ def decode_parquet(
 ) -> DecodedRows:
     """The rows of a Parquet file. Raises as `decode.decode_rows` says."""
 
+    received = read_parquet(body, table=schema.name, rows_max=rows_max)
+    return decode_batch(schema, received, on_invalid=on_invalid, rows_max=rows_max)
+
+
+def read_parquet(body: bytes, *, table: str, rows_max: int) -> pa.RecordBatch:
+    """What the file holds, validated; `table` is for errors."""
+
     if not (body.startswith(_MAGIC) and body.endswith(_MAGIC) and len(body) > 2 * len(_MAGIC)):
         raise MalformedBody("the body is not a whole Parquet file: it is cut short, or another")
     try:
@@ -34,21 +41,21 @@ def decode_parquet(
             metadata = file.metadata
             check_row_count(metadata.num_rows, rows_max=rows_max)
             _check_size(metadata)
-            _refuse_int96(schema, metadata)
+            _refuse_int96(table, metadata)
             repeated = _byte_array_columns(metadata)
         with pq.ParquetFile(
             pa.BufferReader(body), read_dictionary=repeated, page_checksum_verification=True
         ) as file:
-            table = file.read(use_threads=False)
-        table.validate(full=True)
-        if table.num_rows != metadata.num_rows:
+            read = file.read(use_threads=False)
+        read.validate(full=True)
+        if read.num_rows != metadata.num_rows:
             raise MalformedBody("the Parquet file holds other rows than its footer says")
-        batch = one_batch(table.unify_dictionaries())
+        batch = one_batch(read.unify_dictionaries())
         check_expanded_size(batch, limit_bytes=DECOMPRESSED_BYTES_MAX)
     except (pa.ArrowException, OSError, ValueError, OverflowError) as fault:
         text = str(fault)[:200]
         raise MalformedBody(f"the body is not a Parquet file that can be read: {text}") from None
-    return decode_batch(schema, batch, on_invalid=on_invalid, rows_max=rows_max)
+    return batch
 
 
 def _check_size(metadata: pq.FileMetaData) -> None:
@@ -68,7 +75,7 @@ def _check_size(metadata: pq.FileMetaData) -> None:
         )
 
 
-def _refuse_int96(schema: TableSchema, metadata: pq.FileMetaData) -> None:
+def _refuse_int96(table: str, metadata: pq.FileMetaData) -> None:
     """INT96 times are nanoseconds that readers cut or wrap: what was meant cannot be known."""
 
     for index in range(len(metadata.schema)):
@@ -77,8 +84,7 @@ def _refuse_int96(schema: TableSchema, metadata: pq.FileMetaData) -> None:
             name = shorten_name(column.name)
             reason = "INT96 is not taken; write the times as INT64 (timestamp_us)"
             raise RowsInvalid(
-                f"the column {name} for table {schema.name} does not fit, nothing was stored: "
-                f"{reason}",
+                f"the column {name} for table {table} does not fit, nothing was stored: {reason}",
                 errors=[RowError(0, name, reason, None).as_json()],
                 error_count=metadata.num_rows,
             )

@@ -10,9 +10,11 @@ from __future__ import annotations
 import enum
 import functools
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pyarrow as pa
+from pyarrow import types as pt
 
 from lakebus.errors import SchemaInvalid
 
@@ -186,6 +188,45 @@ def decimal_type(precision: int, scale: int) -> ColumnType:
         precision=precision,
         scale=scale,
     )
+
+
+def type_of_arrow(arrow: pa.DataType) -> ColumnType:
+    """The column type that holds every value of an Arrow type. Raises SchemaInvalid."""
+
+    if isinstance(arrow, pa.JsonType):
+        return _SIMPLE["json"]
+    if isinstance(arrow, pa.UuidType):
+        return _SIMPLE["uuid"]
+    if isinstance(arrow, pa.BaseExtensionType):
+        return type_of_arrow(arrow.storage_type)
+    if pt.is_dictionary(arrow) or pt.is_run_end_encoded(arrow):
+        return type_of_arrow(arrow.value_type)
+    if pt.is_decimal(arrow):
+        return decimal_type(arrow.precision, arrow.scale)
+    for is_type, name in _ARROW_NAMES:
+        if is_type(arrow):
+            return _SIMPLE[name]
+    by_storage = next((kind for kind in _SIMPLE.values() if kind.arrow == arrow), None)
+    if by_storage is None:
+        raise SchemaInvalid(f"Arrow type {arrow} cannot be the type of a column")
+    return by_storage
+
+
+#: Arrow types of which several become one column type; the others are their own in `_SIMPLE`.
+_ARROW_NAMES: tuple[tuple[Callable[[pa.DataType], bool], str], ...] = (
+    (pt.is_float16, "float"),
+    (pt.is_string, "varchar"),
+    (pt.is_large_string, "varchar"),
+    (pt.is_string_view, "varchar"),
+    (pt.is_binary, "blob"),
+    (pt.is_large_binary, "blob"),
+    (pt.is_binary_view, "blob"),
+    (pt.is_fixed_size_binary, "blob"),
+    (pt.is_date, "date"),
+    (pt.is_time, "time"),
+    (lambda arrow: pt.is_timestamp(arrow) and arrow.tz is None, "timestamp"),
+    (pt.is_timestamp, "timestamptz"),
+)
 
 
 def _decimal(match: re.Match[str], text: str) -> ColumnType:

@@ -16,7 +16,8 @@ import asyncpg
 
 from cluster.migrate import upgrade
 from lakebus.clock import new_uuid
-from storage.bus.interface import IngestBus, NewEntry
+from lakebus.schemas import Column, TableSchema
+from storage.bus.interface import IngestBus, NewEntry, NewTable
 from storage.bus.settings import BusSettings
 from storage.catalog.interface import Catalog
 from storage.files.objects import MemoryObjectStore, ObjectExists, ObjectStore
@@ -278,10 +279,13 @@ def _view(lake: PostgresLake) -> LakeView:
 
 async def _warm(view: LakeView) -> None:
     """Connects and prepares what will be sent, without an effect: an append for a table that does
-    not exist, a publication of nothing, a swap of a file that nobody knows."""
+    not exist, one that makes a table of no line of history, a publication of nothing, a swap of a
+    file that nobody knows."""
 
     part = EntryPart(2_000_000_000, 1, rows_of([1]))
     await view.bus.append(NewEntry(1, "nothing", (part,), bytes(32), ordering_key="one"))
+    ghost = NewTable(TableSchema(2_000_000_000, "nothing", 1, (Column(1, "id", "bigint"),)), -1)
+    await view.bus.append(NewEntry(1, "nothing", (part,), bytes(32), creates=(ghost,)))
     await view.catalog.publish(new_uuid(), [])
     nothing = Swap(new_uuid(), 2_000_000_000, SwapOperation.COMPACT, (new_uuid(),), ())
     await view.upkeep.publish_swap(nothing)

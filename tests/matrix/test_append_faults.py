@@ -13,6 +13,7 @@ from lakebus.errors import OutcomeUnknown, Unavailable
 from lakebus.receipts import Receipt
 from lakebus.schemas import Column, TableSchema
 from storage.bus.interface import Accepted, KeyTaken, NewEntry, RejectSet, SchemaStale
+from tests.conformance.creating import making
 from tests.conformance.harness import LakeView, entry_of
 from tests.failpoints.actions import Crash
 from tests.failpoints.folder import FailpointFolder
@@ -112,6 +113,25 @@ async def test_M02_a_group_killed_at_any_statement_leaves_nothing(
     await lake.drain()
     await lake.audit()
     await lake.replays()
+
+
+async def test_M02_the_making_of_a_table_killed_at_any_statement_leaves_neither_table_nor_rows(
+    matrix_lake: MatrixLake,
+) -> None:
+    lake = matrix_lake
+    for turn, place in enumerate(markers_of("create_and_append")):
+        with named(place):
+            entry = await making(lake.bus, [f"made{turn}"], key=f"key-{turn}")
+            before = await lake.everything()
+            await lake.sql.arm(place, SqlTerminate())
+            assert {type(outcome) for outcome in await lake.offer([entry])} == {OutcomeUnknown}
+            await lake.unchanged_since(before)
+            assert {type(outcome) for outcome in await lake.offer([entry])} == {Accepted}
+    await lake.drain()
+    await lake.audit()
+    assert [s.schema.name for s in await lake.catalog.tables()] == [
+        f"made{turn}" for turn in range(len(markers_of("create_and_append")))
+    ]
 
 
 def group(table: TableSchema, turn: int) -> list[NewEntry]:

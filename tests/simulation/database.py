@@ -31,6 +31,7 @@ from storage.bus.interface import (
     PurgeReport,
     QuarantineItem,
     ShardStatus,
+    TableNumbers,
 )
 from storage.bus.memory import MemoryBus
 from storage.catalog.interface import (
@@ -170,6 +171,9 @@ class RemoteBus:
     ) -> Sequence[AppendOutcome | BaseException]:
         appends = (self._bus.append(entry) for entry in entries)
         return await asyncio.gather(*appends, return_exceptions=True)
+
+    async def number_tables(self, count: int) -> TableNumbers:
+        return await self._db.read(lambda: self._bus.number_tables(count))
 
     async def find_key(self, principal_id: int, target: str, key: str) -> KeyRecord | None:
         return await self._db.read(lambda: self._bus.find_key(principal_id, target, key))

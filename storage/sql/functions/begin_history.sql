@@ -84,7 +84,8 @@ $$;
 -- Why it is safe:
 -- * The head row is locked first, as by everybody who publishes; then the ring fence, which waits
 --   for every append under way and keeps new ones out: each entry belongs to one line, and its
---   position says which. No append ever waits for the head, so the order cannot deadlock.
+--   position says which. Nobody who holds the fence waits for the head, so the order cannot
+--   deadlock.
 -- * Every counter goes past what the catalog or any witness has, by a margin that covers what was
 --   issued after the witness looked: nothing that was ever given is given again.
 -- * The skipped positions are one published range without rows: terminal, so the watermark passes.
