@@ -24,6 +24,7 @@ from serve_app.maintenance import last_jobs
 from storage.bus.interface import QuarantineItem
 from storage.ingesting.grants import ApiKey, grants_as_json, grants_from_json
 from storage.ingesting.quarantine import FixedRows
+from storage.ingesting.quotas import quotas_as_json, quotas_from_json
 from storage.rows.decode import SUPPORTED_MEDIA_TYPES
 
 _ID_MAX = 2**63 - 1
@@ -35,6 +36,7 @@ class KeyDocument(msgspec.Struct, forbid_unknown_fields=True):
     scopes: list[object]
     label: str = ""
     expires_at: str | None = None
+    quotas: dict[str, object] = {}
 
 
 async def get_status(call: Call, parameters: Parameters, app: Dependencies) -> Answer:
@@ -85,12 +87,17 @@ async def post_key(call: Call, parameters: Parameters, app: Dependencies) -> Ans
         grants=grants_from_json(document.scopes),
         label=document.label,
         expires_at=None if expires_at is None else time_of(expires_at, "expires_at"),
+        quotas=quotas_from_json(document.quotas),
     )
     await app.keyring.store.audit(
         principal=call.principal.name,
         action="key.create",
         subject=issued.key.key_id,
-        detail={"principal": issued.key.principal, "scopes": grants_as_json(issued.key.grants)},
+        detail={
+            "principal": issued.key.principal,
+            "scopes": grants_as_json(issued.key.grants),
+            "quotas": quotas_as_json(issued.key.quotas),
+        },
     )
     return Answer(_key_json(issued.key) | {"key": issued.text}, status=201)
 
@@ -117,6 +124,7 @@ def _key_json(key: ApiKey) -> dict[str, object]:
         "key_id": key.key_id,
         "principal": key.principal,
         "scopes": grants_as_json(key.grants),
+        "quotas": quotas_as_json(key.quotas),
         "label": key.label,
         "created_at": format_time(key.created_at),
         "expires_at": time_text(key.expires_at),
@@ -149,12 +157,13 @@ async def replay_quarantined(call: Call, parameters: Parameters, app: Dependenci
     deadline_s = call.deadline_s(parameters.timeout_ms())
     quarantine_id = _quarantine_id(call)
     fixed: FixedRows | None = None
-    with app.budget.reserve() as reservation:
+    with app.budget.reserve(call.principal.principal_id) as reservation:
         body = await read_body(
             call,
             limit_bytes=app.limits.body_bytes_max,
             deadline_s=deadline_s,
             reservation=reservation,
+            allowance=app.admission.allowance(call.principal),
         )
         if body:
             fixed = FixedRows(media_type_of(call, SUPPORTED_MEDIA_TYPES), body)

@@ -19,7 +19,6 @@ import msgspec
 import pyarrow as pa
 
 from lakebus.errors import (
-    Backpressure,
     BodyTooLarge,
     MalformedBody,
     MalformedRequest,
@@ -27,6 +26,8 @@ from lakebus.errors import (
     UnsupportedMediaType,
 )
 from serve_app.calls import Call, media_type_of
+from serve_app.limits import Allowance
+from serve_app.limits_bytes import ByteBudget, Reservation
 
 T = TypeVar("T")
 
@@ -43,75 +44,45 @@ class ClientGone(Exception):
     """The client closed the connection; there is nobody to answer."""
 
 
-class ByteBudget:
-    """Bytes of requests that this process holds at a time; beyond it the door says 429.
-
-    One request alone is always let in, so that a large body cannot be refused for ever.
-    """
-
-    def __init__(self, limit_bytes: int) -> None:
-        self._limit_bytes = limit_bytes
-        self.held_bytes = 0
-
-    def reserve(self) -> Reservation:
-        return Reservation(self)
-
-    def take(self, count: int, *, mine: int) -> None:
-        others = self.held_bytes - mine
-        if others > 0 and self.held_bytes + count > self._limit_bytes:
-            raise Backpressure(
-                "this server holds as many bytes of requests as it may; send it again a little "
-                "later, nothing was stored",
-                retry_after_s=1.0,
-            )
-        self.held_bytes += count
-
-    def give(self, count: int) -> None:
-        self.held_bytes -= count
-
-
-class Reservation:
-    """One request's share of a ByteBudget, given back when the block ends."""
-
-    def __init__(self, budget: ByteBudget) -> None:
-        self._budget = budget
-        self._bytes = 0
-
-    def __enter__(self) -> Reservation:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._budget.give(self._bytes)
-        self._bytes = 0
-
-    def grow_to(self, total: int) -> None:
-        """Raises Backpressure."""
-
-        more = total - self._bytes
-        if more > 0:
-            self._budget.take(more, mine=self._bytes)
-            self._bytes = total
-
-
 async def read_body(
-    call: Call, *, limit_bytes: int, deadline_s: float, reservation: Reservation
+    call: Call,
+    *,
+    limit_bytes: int,
+    deadline_s: float,
+    reservation: Reservation,
+    allowance: Allowance | None = None,
 ) -> bytes:
-    """The whole body, inflated.
+    """The whole body, inflated. `allowance`: what counts its bytes, where they are rows.
 
-    Raises BodyTooLarge, Backpressure, MalformedBody, UnsupportedMediaType, Unavailable (the body
-    did not arrive in time), ClientGone.
+    Raises BodyTooLarge, Backpressure, RateLimited, MalformedBody, UnsupportedMediaType, Unavailable
+    (the body did not arrive in time), ClientGone.
     """
 
     coding = _coding_of(call)
     declared = _declared_length(call)
-    if declared is not None:
-        if declared > limit_bytes:
-            raise _too_large(limit_bytes)
-        reservation.grow_to(declared)
-    body = await _receive_all(call, limit_bytes, deadline_s, reservation)
-    if coding is None:
-        return body
-    return await _inflate(body, coding, limit_bytes, reservation)
+    if declared is not None and declared > limit_bytes:
+        raise _too_large(limit_bytes)
+    try:
+        async with asyncio.timeout_at(_loop_time(deadline_s)):
+            if declared is not None:
+                await reservation.grow_to(declared)
+                if allowance is not None:
+                    allowance.grow_to(declared)
+            body = await _receive_all(call, limit_bytes, reservation, allowance)
+            if coding is None:
+                return body
+            plain = await _inflate(body, coding, limit_bytes, reservation)
+    except TimeoutError:
+        raise Unavailable(
+            "the body did not arrive within timeout_ms; nothing was stored", phase="body"
+        ) from None
+    if allowance is not None:
+        allowance.grow_to(len(plain))
+    return plain
+
+
+def _loop_time(deadline_s: float) -> float:
+    return asyncio.get_running_loop().time() + deadline_s - time.monotonic()
 
 
 async def read_document(call: Call, kind: type[T], *, deadline_s: float) -> T:
@@ -159,29 +130,24 @@ def _declared_length(call: Call) -> int | None:
 
 
 async def _receive_all(
-    call: Call, limit_bytes: int, deadline_s: float, reservation: Reservation
+    call: Call, limit_bytes: int, reservation: Reservation, allowance: Allowance | None
 ) -> bytes:
-    loop = asyncio.get_running_loop()
     parts: list[bytes] = []
     size = 0
-    try:
-        async with asyncio.timeout_at(loop.time() + deadline_s - time.monotonic()):
-            while True:
-                message = await call.receive()
-                if message["type"] == "http.disconnect":
-                    raise ClientGone
-                part: bytes = message.get("body", b"")
-                size += len(part)
-                if size > limit_bytes:
-                    raise _too_large(limit_bytes)
-                reservation.grow_to(size)
-                parts.append(part)
-                if not message.get("more_body", False):
-                    return parts[0] if len(parts) == 1 else b"".join(parts)
-    except TimeoutError:
-        raise Unavailable(
-            "the body did not arrive within timeout_ms; nothing was stored", phase="body"
-        ) from None
+    while True:
+        message = await call.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        part: bytes = message.get("body", b"")
+        size += len(part)
+        if size > limit_bytes:
+            raise _too_large(limit_bytes)
+        await reservation.grow_to(size)
+        if allowance is not None:
+            allowance.grow_to(size)
+        parts.append(part)
+        if not message.get("more_body", False):
+            return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 async def _inflate(body: bytes, coding: str, limit_bytes: int, reservation: Reservation) -> bytes:
@@ -195,7 +161,7 @@ async def _inflate(body: bytes, coding: str, limit_bytes: int, reservation: Rese
         size += len(part)
         if size > limit_bytes:
             raise _too_large(limit_bytes)
-        reservation.grow_to(len(body) + size)
+        await reservation.grow_to(len(body) + size)
         parts.append(part)
         inline = inline and size < _INFLATE_STEP_BYTES
     return parts[0] if len(parts) == 1 else b"".join(parts)

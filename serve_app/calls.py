@@ -49,7 +49,8 @@ class Answer:
 @dataclass(slots=True)
 class Call:
     """One request. `principal` is set by authentication, `path_values` and `route` (its template)
-    by routing, `started` and `status` once the first byte of an answer was sent."""
+    by routing, `started` and `status` once the first byte of an answer was sent. `echoed`: who runs
+    this application puts the id that the request carries into the answer."""
 
     scope: Scope
     receive: Receive
@@ -61,11 +62,15 @@ class Call:
     started: bool = False
     status: int = 0
     route: str = "none"
+    echoed: bool = False
 
     def __post_init__(self) -> None:
         given = next((v for n, v in self.scope["headers"] if n == b"x-request-id"), b"")
         text = given.decode("latin-1")
-        self.request_id = text if _REQUEST_ID.fullmatch(text) else str(new_uuid())
+        if _REQUEST_ID.fullmatch(text):
+            self.request_id = text
+        else:
+            self.request_id, self.echoed = str(new_uuid()), False
 
     @property
     def method(self) -> str:
@@ -140,13 +145,10 @@ class Call:
     async def start(self, status: int, headers: Sequence[Header]) -> None:
         self.started = True
         self.status = status
-        await self.send(
-            {
-                "type": "http.response.start",
-                "status": status,
-                "headers": [*headers, (b"x-request-id", self.request_id.encode("latin-1"))],
-            }
-        )
+        named = [*headers]
+        if not self.echoed:
+            named.append((b"x-request-id", self.request_id.encode("latin-1")))
+        await self.send({"type": "http.response.start", "status": status, "headers": named})
 
     async def send_part(self, part: bytes | memoryview, *, more: bool) -> None:
         await self.send({"type": "http.response.body", "body": part, "more_body": more})

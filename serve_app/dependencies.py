@@ -13,9 +13,11 @@ from typing import Protocol, TypeVar
 from lakebus.errors import NotFound
 from lakebus.telemetry import NO_METRICS, NO_TRACING, Metrics, Tracing
 from lakebus.tokens import TokenCodec
-from serve_app.bodies import ByteBudget
+from serve_app.limits import Admission
+from serve_app.limits_bytes import ByteBudget
 from serve_app.running import QueryDirectory, RunningQueries
 from storage.bus.interface import IngestBus
+from storage.bus.trace import Traces
 from storage.catalog.interface import Catalog
 from storage.ingesting.batches import BatchService
 from storage.ingesting.deletes import DeleteService
@@ -65,6 +67,7 @@ class Dependencies:
     manifest: Manifest
     limits: HttpLimits = HttpLimits()
     budget: ByteBudget = field(default_factory=lambda: ByteBudget(HttpLimits().inflight_bytes_max))
+    admission: Admission = field(default_factory=Admission)
     ready: Mapping[str, ReadyCheck] = field(default_factory=dict)
     health: Mapping[str, ReadyCheck] = field(default_factory=dict)
     ingest: IngestService | None = None
@@ -80,6 +83,7 @@ class Dependencies:
     running: RunningQueries = field(default_factory=RunningQueries)
     directory: QueryDirectory | None = None
     status: StatusSource | None = None
+    traces: Traces | None = None
     metrics: Metrics = NO_METRICS
     tracing: Tracing = NO_TRACING
 

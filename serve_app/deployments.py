@@ -90,6 +90,7 @@ class _Replica:
 
     def __serve_build_asgi_app__(self) -> HttpApplication:
         self._application = type(self).make(self._opened)
+        self._application.ids_echoed = True
         return self._application
 
     async def check_health(self) -> None:

@@ -2,7 +2,7 @@
 
 A raw ASGI application: on the hot paths (rows in, queries) there is nothing between the server and
 the handler but a dictionary look-up, the key and the parameters. Order of judgement: the key, the
-path, the method, the parameters' names; then the handler.
+quota of its principal, the path, the method, the parameters' names; then the handler.
 """
 
 from __future__ import annotations
@@ -98,10 +98,12 @@ class HttpApplication:
         self._opener = None if isinstance(source, Dependencies) else source
         self.dependencies = source if isinstance(source, Dependencies) else None
         self._opened = contextlib.AsyncExitStack()
+        #: True where the server puts a request's id into its answer by itself, as Ray Serve does.
+        self.ids_echoed = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            await self._serve(Call(scope, receive, send))
+            await self._serve(Call(scope, receive, send, echoed=self.ids_echoed))
         elif scope["type"] == "lifespan":
             await self._live(receive, send)
         else:
@@ -158,8 +160,22 @@ class HttpApplication:
         assert dependencies is not None, "the lifespan has begun"
         found = self.router.find(call.path)
         route = None if found is None else found[0].by_method.get(call.method)
-        if route is None or not route.open:
-            call.principal = await authenticate(call, dependencies.keyring)
+        if route is not None and route.open:
+            return await self._routed(call, found, route, dependencies)
+        call.principal = await authenticate(call, dependencies.keyring)
+        dependencies.admission.enter(call.principal)
+        try:
+            return await self._routed(call, found, route, dependencies)
+        finally:
+            dependencies.admission.leave(call.principal)
+
+    async def _routed(
+        self,
+        call: Call,
+        found: tuple[_Node, Mapping[str, str]] | None,
+        route: Route | None,
+        dependencies: Dependencies,
+    ) -> Answer | None:
         if found is None:
             raise NotFound(f"there is nothing at {call.path[:200]}; /openapi.json lists all routes")
         node, call.path_values = found

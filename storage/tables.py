@@ -469,9 +469,8 @@ api_key = sa.Table(
     _required("scopes", pg.JSONB),
     _required("label", sa.Text),
     _required("created_at", _TIME),
-    sa.Column("expires_at", _TIME),
-    sa.Column("last_used_at", _TIME),
-    sa.Column("revoked_at", _TIME),
+    *(sa.Column(name, _TIME) for name in ("expires_at", "last_used_at", "revoked_at")),
+    sa.Column("quotas", pg.JSONB, nullable=False, server_default="{}"),
     sa.ForeignKeyConstraint(
         ["principal_id"], [f"{SCHEMA}.principal.principal_id"], name="api_key_principal_fk"
     ),

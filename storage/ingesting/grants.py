@@ -1,5 +1,7 @@
 """Who may do what: principals, their API keys, the grants of a key, and where keys are kept.
 
+Quotas that are a key's own are in `storage.ingesting.quotas`.
+
 A principal is a named identity that outlives its keys; idempotency keys, batches and ordering
 belong to it (contract, *Words*). A key carries grants: a scope, limited to table name patterns.
 
@@ -20,6 +22,7 @@ from functools import lru_cache
 from typing import Protocol
 
 from lakebus.errors import Forbidden, MalformedRequest, TableNotFound
+from storage.ingesting.quotas import NO_QUOTAS, Quotas
 
 SCOPES = ("ingest", "create", "query", "admin")
 _PATTERN = re.compile(r"[a-z0-9_.*]{1,127}")
@@ -85,12 +88,13 @@ def _matcher(patterns: tuple[str, ...]) -> re.Pattern[str]:
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """The caller of one request: an identity and what its key grants."""
+    """The caller of one request: an identity, what its key grants, and the key's own quotas."""
 
     principal_id: int
     name: str
     grants: tuple[Grant, ...]
     key_id: str = ""
+    quotas: Quotas = NO_QUOTAS
 
     def has(self, scope: str) -> bool:
         """True when the key has the scope on any table."""
@@ -165,6 +169,7 @@ class ApiKey:
     expires_at: dt.datetime | None = None
     last_used_at: dt.datetime | None = None
     revoked_at: dt.datetime | None = None
+    quotas: Quotas = NO_QUOTAS
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +200,7 @@ class KeyStore(Protocol):
         grants: Sequence[Grant],
         label: str = "",
         expires_at: dt.datetime | None = None,
+        quotas: Quotas = NO_QUOTAS,
     ) -> ApiKey:
         """Stores a new key; makes the principal of this name when there is none."""
         ...

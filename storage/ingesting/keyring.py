@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from lakebus.clock import Clock, SystemClock
 from lakebus.errors import LakebusError, MalformedRequest, Unauthenticated, Unavailable
 from storage.ingesting.grants import ApiKey, Grant, KeyStore, Principal
+from storage.ingesting.quotas import NO_QUOTAS, Quotas
 
 _log = logging.getLogger(__name__)
 
@@ -84,6 +85,7 @@ class KeyRing:
         grants: Sequence[Grant],
         label: str = "",
         expires_at: dt.datetime | None = None,
+        quotas: Quotas = NO_QUOTAS,
     ) -> IssuedKey:
         """Makes a key of a principal (which is made when it is new). Raises MalformedRequest."""
 
@@ -104,6 +106,7 @@ class KeyRing:
             grants=grants,
             label=label,
             expires_at=expires_at,
+            quotas=quotas,
         )
         return IssuedKey(key, text)
 
@@ -164,7 +167,9 @@ class KeyRing:
         if key is None or key.revoked_at is not None:
             known = _Remembered(None, None, asked_s + min(_UNKNOWN_CACHE_S, self._cache_s))
         else:
-            principal = Principal(key.principal_id, key.principal, key.grants, key_id)
+            principal = Principal(
+                key.principal_id, key.principal, key.grants, key_id, quotas=key.quotas
+            )
             known = _Remembered(key, principal, asked_s + self._cache_s)
             await self._touch(key_id, asked_s)
         if len(self._remembered) >= _CACHE_ENTRIES_MAX:

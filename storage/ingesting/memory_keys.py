@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from lakebus.clock import Clock, SystemClock
 from storage.ingesting.grants import ApiKey, AuditRecord, Grant
+from storage.ingesting.quotas import NO_QUOTAS, Quotas
 
 
 class MemoryKeyStore:
@@ -31,6 +32,7 @@ class MemoryKeyStore:
         grants: Sequence[Grant],
         label: str = "",
         expires_at: dt.datetime | None = None,
+        quotas: Quotas = NO_QUOTAS,
     ) -> ApiKey:
         principal_id = self._principals.setdefault(principal, len(self._principals) + 1)
         key = ApiKey(
@@ -42,6 +44,7 @@ class MemoryKeyStore:
             label=label,
             created_at=self._clock.utc_now(),
             expires_at=expires_at,
+            quotas=quotas,
         )
         self._keys[key_id] = key
         return key

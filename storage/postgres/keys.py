@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import asyncpg
 
 from storage.ingesting.grants import ApiKey, AuditRecord, Grant, grants_as_json, grants_from_json
+from storage.ingesting.quotas import NO_QUOTAS, Quotas, quotas_as_json, quotas_from_json
 from storage.postgres.failures import reading, writing
 from storage.postgres.pool import Pool
 
@@ -19,8 +20,9 @@ made AS (
     INSERT INTO principal (name, created_at) SELECT $2, clock_timestamp()
      WHERE NOT EXISTS (SELECT 1 FROM existing)
     ON CONFLICT (name) DO UPDATE SET name = excluded.name RETURNING principal_id)
-INSERT INTO api_key (key_id, principal_id, secret_hash, scopes, label, created_at, expires_at)
-SELECT $1, principal_id, $3, $4, $5, clock_timestamp(), $6
+INSERT INTO api_key
+       (key_id, principal_id, secret_hash, scopes, label, created_at, expires_at, quotas)
+SELECT $1, principal_id, $3, $4, $5, clock_timestamp(), $6, $7
   FROM (SELECT principal_id FROM existing UNION ALL SELECT principal_id FROM made) one
 RETURNING *, $2 AS principal"""
 
@@ -44,6 +46,7 @@ class PostgresKeys:
         grants: Sequence[Grant],
         label: str = "",
         expires_at: dt.datetime | None = None,
+        quotas: Quotas = NO_QUOTAS,
     ) -> ApiKey:
         async with self._pool.connection() as connection:
             with writing():
@@ -55,6 +58,7 @@ class PostgresKeys:
                     grants_as_json(grants),
                     label,
                     expires_at,
+                    quotas_as_json(quotas),
                 )
         assert row is not None
         return _api_key(row)
@@ -138,4 +142,5 @@ def _api_key(row: asyncpg.Record) -> ApiKey:
         expires_at=row["expires_at"],
         last_used_at=row["last_used_at"],
         revoked_at=row["revoked_at"],
+        quotas=quotas_from_json(row["quotas"]),
     )

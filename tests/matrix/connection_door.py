@@ -15,8 +15,8 @@ import httpx
 import uvicorn
 
 from serve_app.app import create_app
-from serve_app.bodies import ByteBudget
 from serve_app.dependencies import Dependencies, HttpLimits
+from serve_app.limits_bytes import ByteBudget
 from storage.ingesting.batches import BatchService
 from storage.ingesting.grants import Grant
 from storage.ingesting.keyring import KeyRing

@@ -94,16 +94,23 @@ async def test_a_scope_may_be_limited_to_tables(lake: Server) -> None:
 async def test_a_key_is_made_shown_once_used_and_revoked(lake: Server) -> None:
     made = await lake.http.post(
         "/v1/admin/keys",
-        json={"principal": "bob", "scopes": [{"scope": "ingest", "tables": ["events"]}, "query"]},
+        json={
+            "principal": "bob",
+            "scopes": [{"scope": "ingest", "tables": ["events"]}, "query"],
+            "quotas": {"requests_per_s": 2.5, "ingest_bytes_per_s": 0},
+        },
         headers=lake.headers(),
     )
     assert made.status_code == 201
+    assert made.json()["quotas"] == {"requests_per_s": 2.5, "ingest_bytes_per_s": 0}
     key, key_id = made.json()["key"], made.json()["key_id"]
     assert (await lake.send([{"id": 1}], api_key=key)).status_code == 202
     listed = await lake.get("/v1/admin/keys")
     assert key not in listed.text
     (shown,) = [k for k in listed.json()["keys"] if k["key_id"] == key_id]
     assert shown["principal"] == "bob"
+    assert shown["quotas"] == {"requests_per_s": 2.5, "ingest_bytes_per_s": 0}
+    assert [k["quotas"] for k in listed.json()["keys"] if k["principal"] == "root"] == [{}]
     assert shown["last_used_at"] is not None
     gone = await lake.http.delete(f"/v1/admin/keys/{key_id}", headers=lake.headers())
     assert gone.json() == {"key_id": key_id, "revoked": True}
@@ -132,6 +139,14 @@ async def test_a_key_is_made_shown_once_used_and_revoked(lake: Server) -> None:
         {"principal": "bob", "scopes": ["query"], "expires_at": "soon"},
         {"principal": "bob", "scopes": ["query"], "label": "x" * 201},
         {"principal": "bob", "scopes": ["query"], "more": 1},
+        {"principal": "bob", "scopes": ["query"], "quotas": []},
+        {"principal": "bob", "scopes": ["query"], "quotas": {"requests": 1}},
+        {"principal": "bob", "scopes": ["query"], "quotas": {"requests_per_s": -1}},
+        {"principal": "bob", "scopes": ["query"], "quotas": {"requests_per_s": "1"}},
+        {"principal": "bob", "scopes": ["query"], "quotas": {"requests_per_s": True}},
+        {"principal": "bob", "scopes": ["query"], "quotas": {"requests_per_s": 1e9}},
+        {"principal": "bob", "scopes": ["query"], "quotas": {"ingest_bytes_per_s": 1.5}},
+        {"principal": "bob", "scopes": ["query"], "quotas": {"queries_at_once": None}},
     ],
 )
 async def test_bad_keys_are_not_made(lake: Server, document: Any) -> None:

@@ -237,7 +237,6 @@ async def test_a_header_that_counts_may_come_only_once(lake: Server, name: str) 
         "?timeout_ms=",
         "?on_invalid=ignore",
         "?create=maybe",
-        "?create=true",
         "?unknown=1",
         "?wait=durable&wait=durable",
         "?wait",

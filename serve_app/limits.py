@@ -1,0 +1,174 @@
+"""What one principal may take of a server, so that others get their share.
+
+Quotas (requests and bytes a second) are the operator's choice: the settings', or a key's own. They
+are counted by this process alone, without asking anybody: a replica allows its part of a quota, the
+quota divided by the number of replicas. Keys without a quota of their own share their principal's.
+
+Shares need no choice and are always kept: places for requests in this process, for work at the door
+(`ingest_turn`) and in the SQL engine (`party`), and bytes of bodies (`limits_bytes`).
+
+A refusal for a quota names a time after which the same request passes, if nothing else of the
+principal was sent meanwhile. Nothing is counted for a request that was refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from lakebus.clock import Clock, SystemClock
+from lakebus.errors import RateLimited, Unavailable
+from serve_app.limits_rates import Buckets, Rate
+from storage.ingesting.grants import Principal
+from storage.turns import Party, Turns
+
+_RETRY_AFTER_S = 1.0
+_UNITS = {"requests_per_s": "requests", "ingest_bytes_per_s": "bytes of rows"}
+
+
+@dataclass(frozen=True, slots=True)
+class LimitSettings:
+    """What an operator tunes; see the settings of section `limits`. Quotas of 0 are none.
+    `requests_all`: how many requests the process is given at a time. `replicas`: among how many
+    processes a quota is divided."""
+
+    requests_per_s: float = 0.0
+    ingest_bytes_per_s: float = 0.0
+    burst_s: float = 2.0
+    queries_at_once: int = 0
+    requests_at_once: int = 224
+    requests_all: int = 256
+    ingest_at_once: int = 8
+    presence_s: float = 1.0
+    replicas: int = 1
+
+
+class Admission:
+    """One a process, on its event loop."""
+
+    def __init__(
+        self, settings: LimitSettings | None = None, *, clock: Clock | None = None
+    ) -> None:
+        self._settings = settings or LimitSettings()
+        self._clock = clock or SystemClock()
+        self._buckets = Buckets()
+        self._present: dict[int, int] = {}
+        self._turns = Turns(
+            "ingest_requests",
+            places=self._settings.ingest_at_once,
+            alone=self._settings.requests_all,
+            waiting_max=self._settings.requests_all,
+            memory_s=self._settings.presence_s,
+            clock=self._clock,
+        )
+
+    # --- requests ------------------------------------------------------------------------------
+
+    def enter(self, principal: Principal) -> None:
+        """Counts a request; `leave` ends it. Raises RateLimited."""
+
+        present = self._present.get(principal.principal_id, 0)
+        most = self._settings.requests_at_once
+        if present >= most:
+            raise RateLimited(
+                f"{present} requests of yours are being answered by this server, which is as many "
+                "as one principal may have; send fewer at a time",
+                retry_after_s=_RETRY_AFTER_S,
+                limit="requests_at_once",
+                limit_value=most,
+            )
+        self._take("requests_per_s", principal, 1)
+        self._present[principal.principal_id] = present + 1
+
+    def leave(self, principal: Principal) -> None:
+        left = self._present[principal.principal_id] - 1
+        if left:
+            self._present[principal.principal_id] = left
+        else:
+            del self._present[principal.principal_id]
+
+    # --- bodies --------------------------------------------------------------------------------
+
+    def allowance(self, principal: Principal) -> Allowance:
+        """What one body of rows may take of the quota of bytes."""
+
+        return Allowance(self, principal)
+
+    def take_bytes(self, principal: Principal, count: int, *, begun: bool) -> None:
+        """A body that was begun is not cut short: what it has more is owed. Raises RateLimited."""
+
+        self._take("ingest_bytes_per_s", principal, count, owed=begun)
+
+    # --- turns ---------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def ingest_turn(self, principal: Principal, deadline_s: float) -> AsyncIterator[None]:
+        """A place to decode and append. Raises RateLimited, Unavailable."""
+
+        party = Party(principal.principal_id)
+        try:
+            await self._turns.take(party, deadline_s)
+        except TimeoutError:
+            raise Unavailable(
+                "timeout_ms ran out while other requests had their turn; nothing was stored",
+                phase="queue",
+            ) from None
+        try:
+            yield
+        finally:
+            self._turns.give(party)
+
+    def party(self, principal: Principal) -> Party:
+        """How this principal queues for the SQL engine."""
+
+        own = principal.quotas.queries_at_once
+        most = self._settings.queries_at_once if own is None else own
+        return Party(principal.principal_id, most or None)
+
+    # --- quotas --------------------------------------------------------------------------------
+
+    def _take(self, name: str, principal: Principal, units: int, *, owed: bool = False) -> None:
+        own = getattr(principal.quotas, name)
+        per_s = getattr(self._settings, name) if own is None else own
+        if not per_s:
+            return
+        key = (name, principal.principal_id, "" if own is None else principal.key_id)
+        share = per_s / self._settings.replicas
+        rate = Rate(share, share * self._settings.burst_s)
+        now_s = self._clock.monotonic_s()
+        wait_ms = 0 if owed else self._buckets.wait_ms(key, rate, units, now_s)
+        if wait_ms > 0:
+            raise self._over(name, per_s, wait_ms)
+        self._buckets.take(key, rate, units, now_s)
+
+    def _over(self, name: str, per_s: float, wait_ms: int) -> RateLimited:
+        replicas = self._settings.replicas
+        shared = f", of which this one of {replicas} servers allows its part" * (replicas > 1)
+        return RateLimited(
+            f"the quota of {per_s:g} {_UNITS[name]} a second is used up{shared}; send it again "
+            f"after {wait_ms} ms, nothing was done",
+            retry_after_s=wait_ms / 1000,
+            limit=name,
+            limit_value=per_s,
+            replicas=replicas,
+            retry_after_ms=wait_ms,
+        )
+
+
+class Allowance:
+    """One body's part of a quota: what it takes is counted as it comes."""
+
+    def __init__(self, admission: Admission, principal: Principal) -> None:
+        self._admission = admission
+        self._principal = principal
+        self._taken = 0
+
+    def grow_to(self, total: int) -> None:
+        """Raises RateLimited, for the first bytes of a body only."""
+
+        more = total - self._taken
+        if more > 0:
+            begun = self._taken > 0
+            self._admission.take_bytes(self._principal, more, begun=begun)
+            self._taken = total
