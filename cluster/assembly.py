@@ -27,12 +27,13 @@ from lakebus.telemetry import (
     configure_logging,
     open_tracing,
 )
-from serve_app.bodies import ByteBudget
 from serve_app.dependencies import Dependencies
+from serve_app.limits import Admission
+from serve_app.limits_bytes import ByteBudget
 from serve_app.running import QueryDirectory, RunningQueries
 from storage.catalog.interface import Head
 from storage.engine.engine import QueryEngine
-from storage.files.objects import LocalObjectStore
+from storage.files.objects import OpenedStore
 from storage.ingesting.batches import BatchService
 from storage.ingesting.deletes import DeleteService
 from storage.ingesting.erasures import ErasureService
@@ -65,7 +66,7 @@ class _Reading:
     """What every replica reads with."""
 
     settings: Settings
-    store: LocalObjectStore
+    store: OpenedStore
     lake: PostgresLake
     watcher: HeadWatcher
     barrier: Barrier
@@ -205,6 +206,7 @@ async def _api(
             tables=tables,
             settings=ingesting,
             on_accepted=hints.hint,
+            keys=lake.keys,
         ),
         tables=TableService(
             catalog=lake.catalog, barrier=reading.barrier, tables=tables, keys=lake.keys
@@ -233,15 +235,20 @@ async def _api(
         ),
         directory=directory,
         status=status,
+        traces=lake.traces,
     )
 
 
 async def _query(stack: AsyncExitStack, reading: _Reading, *, metrics: Metrics) -> Dependencies:
     settings, lake = reading.settings, reading.lake
-    engine = QueryEngine(components.engine_settings(settings))
+    cache = components.file_cache(settings, reading.store, needed=reading.manifest.needs)
+    if cache is not None:
+        stack.push_async_callback(cache.close)
+        reading.manifest.on_load = cache.sweep
+    engine = QueryEngine(components.engine_settings(settings, cache))
     await engine.start()
     stack.push_async_callback(engine.stop)
-    planner = Planner(reading.store)
+    planner = Planner(reading.store, cache=cache)
     pins = await _open_pins(stack, reading)
     shared = _shared(reading, metrics=metrics, service="query")
     return dataclasses.replace(
@@ -299,7 +306,8 @@ def _shared(reading: _Reading, *, metrics: Metrics, service: str) -> Dependencie
         resolver=reading.resolver,
         manifest=reading.manifest,
         limits=limits,
-        budget=ByteBudget(limits.inflight_bytes_max),
+        budget=ByteBudget(limits.inflight_bytes_max, share=reading.settings.limits.inflight_share),
+        admission=Admission(components.limit_settings(reading.settings, service)),
         ready=_ready_checks(reading),
         metrics=metrics,
         tracing=_tracing(reading.settings, service),

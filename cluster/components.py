@@ -10,7 +10,11 @@ import dataclasses
 import json
 import os
 import tempfile
+import uuid
+from collections.abc import Callable
 from pathlib import Path
+
+from pydantic import SecretStr
 
 from actors.settings import MaintainerSettings, RoleSettings
 from cluster import migrate
@@ -18,9 +22,11 @@ from cluster.private_files import write_private
 from lakebus.errors import ConfigurationError
 from lakebus.settings import Settings
 from serve_app.dependencies import HttpLimits
+from serve_app.limits import LimitSettings
 from storage.bus.settings import BusSettings
 from storage.engine.settings import EngineSettings
-from storage.files.objects import LocalObjectStore
+from storage.files.cache import FileCache
+from storage.files.objects import LocalObjectStore, ObjectStore, OpenedStore
 from storage.ingesting.requests import IngestSettings
 from storage.maintenance.settings import MaintenanceSettings
 from storage.postgres import PostgresLake
@@ -79,6 +85,7 @@ def role_settings(settings: Settings) -> RoleSettings:
         ranges_in_flight=settings.publish.stage_ahead + 1,
         intent_ttl_s=settings.bus.intent_ttl_s,
         publish_commits_max=settings.publish.commits_max,
+        partitions_per_range_max=settings.publish.partitions_per_range_max,
         backoff_ms=settings.actors.publish_retry_ms,
         supervisor_tick_ms=settings.actors.supervisor_tick_ms,
         tick_age_s_max=settings.actors.stall_s,
@@ -164,32 +171,133 @@ def http_limits(settings: Settings) -> HttpLimits:
     )
 
 
-def object_store(settings: Settings) -> LocalObjectStore:
-    """The store of data files. Raises ConfigurationError for one that is not supported yet."""
+def limit_settings(settings: Settings, service: str) -> LimitSettings:
+    """A replica's part of the quotas. Query replicas that are added under load add to a quota: how
+    many run is not known to each other, and nobody should wait for a part that no replica gives."""
 
+    limits, http = settings.limits, settings.http
+    replicas = {"ingest": http.ingest_replicas, "query": http.query_replicas_min}
+    return LimitSettings(
+        requests_per_s=limits.requests_per_s,
+        ingest_bytes_per_s=limits.ingest_bytes_per_s,
+        burst_s=limits.burst_s,
+        queries_at_once=limits.queries_at_once,
+        requests_at_once=min(limits.requests_at_once, max(1, http.ongoing_requests_max * 7 // 8)),
+        requests_all=http.ongoing_requests_max,
+        ingest_at_once=limits.ingest_at_once,
+        presence_s=limits.presence_s,
+        replicas=replicas.get(service, 1),
+    )
+
+
+def object_store(settings: Settings) -> OpenedStore:
+    """The store of data files. Raises ConfigurationError."""
+
+    if not keeps_files_here(settings):
+        return _cloud_store(settings)
     root = objects_dir(settings)
     root.mkdir(parents=True, exist_ok=True)
     return LocalObjectStore(root)
 
 
+async def check_object_store(store: ObjectStore) -> None:
+    """Once a start: a store by URL must refuse to overwrite. Raises ConfigurationError,
+    Unavailable."""
+
+    if store.local_path("probe") is None:
+        from storage.files.cloud import check_conditions  # as in `_cloud_store`
+
+        await check_conditions(store)
+
+
+def object_store_words(settings: Settings) -> str:
+    """For people; never with a secret."""
+
+    if keeps_files_here(settings):
+        return str(objects_dir(settings))
+    at = f" at {settings.store.endpoint}" if settings.store.endpoint else ""
+    return f"{settings.store.url}{at}"
+
+
 def objects_dir(settings: Settings) -> Path:
-    url = settings.files.store_url
+    """The folder of a local store."""
+
+    url = settings.store.url
     if url is None:
         return Path(settings.data_dir).resolve() / "objects"
     if not url.startswith("file:///"):
-        raise ConfigurationError(
-            f"files.store_url must begin with file:/// for now; {url.split(':', 1)[0]} object "
-            "stores are not built yet"
-        )
+        raise ConfigurationError(f"store.url is {url[:80]!r}; a folder is written file:///path")
     return Path(url.removeprefix("file://"))
 
 
-def engine_settings(settings: Settings) -> EngineSettings:
+def keeps_files_here(settings: Settings) -> bool:
+    """Whether the store is a folder of this machine."""
+
+    url = settings.store.url
+    return url is None or url.startswith("file:")
+
+
+def _cloud_store(settings: Settings) -> OpenedStore:
+    # Only who needs it loads the client library.
+    from storage.files.cloud import CloudObjectStore
+    from storage.files.cloud_settings import CloudSettings, Place
+
+    store = settings.store
+    if store.credentials_file is not None and not store.credentials_file.is_absolute():
+        raise ConfigurationError("store.credentials_file must be an absolute path")
+    return CloudObjectStore(
+        Place.parse(store.url or ""),
+        CloudSettings(
+            endpoint=store.endpoint,
+            region=store.region,
+            allow_http=store.allow_http,
+            virtual_host_style=store.virtual_host_style,
+            account=store.account,
+            access_key_id=_clear(store.access_key_id),
+            secret_access_key=_clear(store.secret_access_key),
+            session_token=_clear(store.session_token),
+            credentials_file=store.credentials_file,
+            request_timeout_s=store.request_timeout_s,
+        ),
+    )
+
+
+def _clear(secret: SecretStr | None) -> str | None:
+    return None if secret is None else secret.get_secret_value()
+
+
+def cache_dir(settings: Settings) -> Path:
+    """Where the replicas of this machine keep copies of files from a store by URL."""
+
+    return (settings.store.cache_dir or Path(settings.data_dir) / "cache").absolute()
+
+
+def file_cache(
+    settings: Settings, store: ObjectStore, *, needed: Callable[[uuid.UUID], bool]
+) -> FileCache | None:
+    """The copies of one replica; None where the store itself keeps files on this machine."""
+
+    if store.local_path("probe") is not None:
+        return None
+    return FileCache.open(
+        store,
+        cache_dir(settings),
+        bytes_max=settings.store.cache_max_bytes,
+        fetches_at_once=settings.store.cache_fetches,
+        needed=needed,
+    )
+
+
+def engine_settings(settings: Settings, cache: FileCache | None = None) -> EngineSettings:
     """Each replica spills into a folder of its own, made anew at its start."""
 
     parent = Path(settings.data_dir).resolve() / "spill"
     parent.mkdir(mode=0o700, exist_ok=True)
-    return _engine_settings(settings, tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=parent))
+    spill = tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=parent)
+    made = _engine_settings(settings, spill)
+    if cache is None:
+        return made
+    return dataclasses.replace(made, allowed_directory=str(cache.folder))
 
 
 def job_engine_settings(settings: Settings) -> EngineSettings:
@@ -204,10 +312,16 @@ def job_engine_settings(settings: Settings) -> EngineSettings:
     )
 
 
+def _readable_dir(settings: Settings) -> Path:
+    """Of a store by URL the engine reads copies: in the folder of a job, or of a cache."""
+
+    return objects_dir(settings) if keeps_files_here(settings) else cache_dir(settings)
+
+
 def _engine_settings(settings: Settings, temp_directory: str) -> EngineSettings:
     query = settings.query
     return EngineSettings(
-        allowed_directory=str(objects_dir(settings)),
+        allowed_directory=str(_readable_dir(settings)),
         temp_directory=temp_directory,
         memory_limit_bytes=query.memory_limit_bytes,
         address_space_bytes=query.address_space_bytes,
@@ -216,6 +330,7 @@ def _engine_settings(settings: Settings, temp_directory: str) -> EngineSettings:
         spare=query.spare_processes > 0,
         concurrent_queries=query.concurrent,
         queue_length_max=query.queue_max,
+        presence_s=settings.limits.presence_s,
         sql_bytes_max=query.sql_bytes_max,
         interrupt_grace_s=query.cancel_grace_ms / 1000,
     )
@@ -227,7 +342,7 @@ def dsn_of(settings: Settings) -> str:
     return settings.postgres.dsn.get_secret_value()
 
 
-async def open_lake(settings: Settings, store: LocalObjectStore) -> PostgresLake:
+async def open_lake(settings: Settings, store: ObjectStore) -> PostgresLake:
     """Connects to a database whose schema is this version's. Raises StartRefused, Unavailable."""
 
     dsn = dsn_of(settings)

@@ -39,6 +39,8 @@ class LakebusError(Exception):
     code: ClassVar[str] = "internal_error"
     title: ClassVar[str] = "Internal error"
     retryable: ClassVar[bool] = False
+    #: True: raised by the client itself (`lakebus.client_errors`) and never sent over HTTP.
+    local: ClassVar[bool] = False
 
     def __init__(
         self, detail: str = "", /, *, retry_after_s: float | None = None, **members: Any
@@ -241,6 +243,8 @@ class HistoryRewound(RetryLater):
 
 
 class RateLimited(RetryLater):
+    """Members `limit`: which one was hit; `limit_value`; `retry_after_ms` where it is a quota."""
+
     code, title = "rate_limited", "Too many requests"
 
 
@@ -307,11 +311,13 @@ class ConfigurationError(Fault):
 
 
 def all_errors() -> list[type[LakebusError]]:
-    """Every error class of the tree, depth first."""
+    """Every error class of the tree that may be sent over HTTP, depth first."""
 
     found: list[type[LakebusError]] = []
 
     def walk(kind: type[LakebusError]) -> None:
+        if kind.local:
+            return
         found.append(kind)
         for child in kind.__subclasses__():
             walk(child)

@@ -25,12 +25,13 @@ from pydantic_settings import (
 )
 
 from lakebus.errors import ConfigurationError
+from lakebus.settings_limits import LimitsSettings
+from lakebus.settings_store import StoreSettings
 from lakebus.settings_table import (
     ENVIRONMENT_PREFIX,
     PROFILES,
     ActorsSettings,
     BusSettings,
-    FilesSettings,
     HttpSettings,
     LogSettings,
     MaintenanceSettings,
@@ -47,6 +48,7 @@ from lakebus.settings_table import (
     setting,
     words,
 )
+from lakebus.settings_windows import window_problems
 
 FILE_NAME = "lakebus.toml"
 NO_SETTINGS = frozenset({"CONFIG", "URL", "API_KEY", "TEST_POSTGRES_DSN", "STACK_ID"})
@@ -66,9 +68,10 @@ class Settings(BaseSettings):
     postgres: PostgresSettings = PostgresSettings()
     bus: BusSettings = BusSettings()
     publish: PublishSettings = PublishSettings()
-    files: FilesSettings = FilesSettings()
+    store: StoreSettings = StoreSettings()
     query: QuerySettings = QuerySettings()
     http: HttpSettings = HttpSettings()
+    limits: LimitsSettings = LimitsSettings()
     actors: ActorsSettings = ActorsSettings()
     maintenance: MaintenanceSettings = MaintenanceSettings()
     ray: RaySettings = RaySettings()
@@ -168,6 +171,7 @@ class Settings(BaseSettings):
             problems.append(
                 "maintenance.compact_inputs_min must not exceed maintenance.small_files_max"
             )
+        problems += window_problems(bus=self.bus, query=self.query, maintenance=upkeep)
         if problems:
             raise ConfigurationError("Wrong settings: " + "; ".join(problems) + ".")
 

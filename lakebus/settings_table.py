@@ -148,13 +148,11 @@ class PublishSettings(Section):
     stage_ahead: int = setting(
         1, "Ranges a coordinator writes while an earlier one is being published.", ge=0, le=16
     )
-
-
-class FilesSettings(Section):
-    """Data files and where they are kept."""
-
-    store_url: str | None = setting(
-        None, "Object store, as file:///path; without one, `objects` in the data folder."
+    partitions_per_range_max: int = setting(
+        16,
+        "A range with more partitions of a table becomes one mixed file, which compaction cuts.",
+        ge=1,
+        le=1_024,
     )
 
 

@@ -19,6 +19,7 @@ from serve_app import (
     query,
     snapshots,
     tables,
+    trace,
 )
 from serve_app.accept import SUPPORTED as RESULT_TYPES
 from serve_app.dependencies import Dependencies
@@ -47,7 +48,7 @@ API_ROUTES: tuple[Route, ...] = (
     _R("POST", "/v1/tables/{table}/rows", ingest.post_table_rows, "Rows for a table",
        ingest.INGEST_PARAMETERS, "ingest", SUPPORTED_MEDIA_TYPES, _ROWS),
     _R("POST", "/v1/rows", ingest.post_rows, "Rows for several tables, all or nothing",
-       ingest.INGEST_PARAMETERS, "ingest", (JSON,), _ROWS),
+       ingest.INGEST_PARAMETERS, "ingest", ingest.SEVERAL_TABLES_MEDIA_TYPES, _ROWS),
     _R("GET", _BATCHES, ingest.get_batch, "What became of a batch of one's own", ("timeout_ms",)),
     _R("POST", _TABLES, tables.post_table, "Create a table", ("timeout_ms",), "create", _DOCUMENT,
        _MADE),
@@ -100,6 +101,10 @@ API_ROUTES: tuple[Route, ...] = (
        {201: "Made, or there already"}),
     _R("GET", _TAGS, maintenance.get_tags, "Tags, by name", (), "admin"),
     _R("DELETE", _TAGS + "/{name}", maintenance.delete_tag, "Drop a tag", (), "admin"),
+    _R("GET", "/v1/admin/trace", trace.find_trace, "The life of the request with a key",
+       trace.TRACE_PARAMETERS, "admin"),
+    _R("GET", "/v1/admin/trace/{batch_id}", trace.get_trace, "The life of one request", (),
+       "admin"),
     _R("GET", "/v1/admin/audit", admin.get_audit, "Who did what, when", _PAGE, "admin"),
     _R("GET", "/healthz", health.get_healthz, "The process lives", open=True),
     _R("GET", "/readyz", health.get_readyz, "Catalog, bus and object store answer", open=True),

@@ -58,6 +58,7 @@ async def get_changes(call: Call, parameters: Parameters, app: Dependencies) -> 
         timeout_ms=_left_ms(call, parameters),
         result_format=form.result_format,
         integers=form.integers,
+        party=app.admission.party(call.principal),
     )
     work = asyncio.create_task(present(app.changes).page(request))
     if await ended_or_left(call, work):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import cast
 
@@ -11,11 +12,13 @@ from serve_app.bodies import read_body
 from serve_app.calls import Answer, Call, Parameters, media_type_of, time_of
 from serve_app.dependencies import Dependencies, present
 from storage.bus.interface import BatchStatus
-from storage.ingesting.requests import IngestAnswer, IngestRequest
+from storage.ingesting.requests import SEVERAL_TABLES, IngestAnswer, IngestRequest
 from storage.rows.decode import JSON, SUPPORTED_MEDIA_TYPES
 from storage.rows.decoded import OnInvalid
+from storage.rows.multipart import MULTIPART, boundary_of
 
 INGEST_PARAMETERS = ("wait", "timeout_ms", "on_invalid", "create")
+SEVERAL_TABLES_MEDIA_TYPES = (JSON, MULTIPART)
 _ORDERING_KEY = re.compile(r"[\x20-\x7e]{1,255}")
 
 
@@ -30,7 +33,7 @@ async def post_table_rows(call: Call, parameters: Parameters, app: Dependencies)
 
 async def post_rows(call: Call, parameters: Parameters, app: Dependencies) -> Answer:
     call.principal.require("ingest")
-    return await _ingest(call, parameters, app, None, (JSON,))
+    return await _ingest(call, parameters, app, None, SEVERAL_TABLES_MEDIA_TYPES)
 
 
 async def _ingest(
@@ -45,39 +48,50 @@ async def _ingest(
     key = call.idempotency_key()
     wait = parameters.choice("wait", ("durable", "visible"), "durable")
     on_invalid = parameters.choice("on_invalid", ("reject", "quarantine"), "reject")
-    if parameters.boolean("create"):
-        raise MalformedRequest(
-            "create=true is not available in this version; create the table with POST /v1/tables"
-        )
+    create = parameters.boolean("create")
+    boundary = ""
+    if media_type == MULTIPART:
+        boundary = boundary_of(call.header(b"content-type") or "")
     first_attempt = call.header(b"idempotency-not-before")
     deadline_s = call.deadline_s(parameters.timeout_ms())
-    with app.budget.reserve() as reservation:
+    known = None
+    if key is not None:
+        target = SEVERAL_TABLES if table is None else table
+        known = functools.partial(service.knows, call.principal, target, key)
+    with app.budget.reserve(call.principal.principal_id, known=known) as reservation:
         body = await read_body(
             call,
             limit_bytes=app.limits.body_bytes_max,
             deadline_s=deadline_s,
             reservation=reservation,
+            allowance=app.admission.allowance(call.principal),
         )
-        answer = await service.ingest(
-            IngestRequest(
-                principal=call.principal,
-                table=table,
-                media_type=media_type,
-                body=body,
-                deadline_s=deadline_s,
-                idempotency_key=key,
-                first_attempt_at=(
-                    None
-                    if first_attempt is None
-                    else time_of(first_attempt, "Idempotency-Not-Before")
-                ),
-                ordering_key=_ordering_key(call),
-                wait_visible=wait == "visible",
-                on_invalid=cast(OnInvalid, on_invalid),
+        async with app.admission.ingest_turn(call.principal, deadline_s):
+            answer = await service.accept(
+                IngestRequest(
+                    principal=call.principal,
+                    table=table,
+                    media_type=media_type,
+                    body=body,
+                    deadline_s=deadline_s,
+                    idempotency_key=key,
+                    first_attempt_at=(
+                        None
+                        if first_attempt is None
+                        else time_of(first_attempt, "Idempotency-Not-Before")
+                    ),
+                    ordering_key=_ordering_key(call),
+                    wait_visible=wait == "visible",
+                    on_invalid=cast(OnInvalid, on_invalid),
+                    create=create,
+                    boundary=boundary,
+                )
             )
-        )
+        del body  # what was given back must be gone while the answer waits
     if not answer.replayed:
         app.metrics.count("lakebus_accepted_rows_total", answer.receipt.rows)
+    if wait == "visible":
+        answer = await service.seen(answer, deadline_s)
     return _rendered(answer)
 
 

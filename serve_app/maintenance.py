@@ -12,13 +12,13 @@ from lakebus.clock import format_time
 from lakebus.errors import JobNotFound, MalformedRequest, NotFound
 from serve_app.bodies import (
     DOCUMENT_BYTES_MAX,
-    ByteBudget,
     decode_document,
     read_body,
     read_document,
 )
 from serve_app.calls import TIMEOUT_MS_DEFAULT, Answer, Call, Parameters, media_type_of, time_text
 from serve_app.dependencies import Dependencies, present
+from serve_app.limits_bytes import ByteBudget
 from storage.maintenance.interface import Tag
 from storage.maintenance.jobs import Job, JobKind
 from storage.maintenance.service import ASKABLE

@@ -132,7 +132,7 @@ def _json_parameter(name: str, text: str, kind: Any) -> Any:
 
 
 async def _run(call: Call, app: Dependencies, document: QueryDocument, form: Accepted) -> None:
-    request = _request(call, document, form)
+    request = _request(call, app, document, form)
     work = asyncio.create_task(_answer(call, app, request, form))
     running = RunningQuery(
         query_id=request.query_id,
@@ -149,7 +149,9 @@ async def _run(call: Call, app: Dependencies, document: QueryDocument, form: Acc
     work.result()
 
 
-def _request(call: Call, document: QueryDocument, form: Accepted) -> QueryRequest:
+def _request(
+    call: Call, app: Dependencies, document: QueryDocument, form: Accepted
+) -> QueryRequest:
     timeout_ms = TIMEOUT_MS_DEFAULT if document.timeout_ms is None else document.timeout_ms
     _in_range("timeout_ms", timeout_ms, 1, TIMEOUT_MS_MAX)
     _in_range("max_rows", document.max_rows, 1, _COUNT_MAX)
@@ -168,6 +170,7 @@ def _request(call: Call, document: QueryDocument, form: Accepted) -> QueryReques
         integers=form.integers,
         query_id=str(new_uuid()),
         arrived_s=call.arrived_s,
+        party=app.admission.party(call.principal),
     )
 
 

@@ -16,6 +16,7 @@ _LIVE = (
     "tests.conformance.erasures",
     "tests.conformance.reading",
     "tests.conformance.querying",
+    "tests.conformance.sql_surface",
 )
 
 

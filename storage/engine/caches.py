@@ -23,6 +23,9 @@ class BoundedCache(Generic[Value]):
     def __len__(self) -> int:
         return len(self._held)
 
+    def __contains__(self, key: str) -> bool:
+        return key in self._held
+
     def get(self, key: str) -> Value | None:
         found = self._held.get(key)
         if found is None:

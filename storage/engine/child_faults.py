@@ -30,13 +30,15 @@ _ABOUT_STATEMENT = {
     "Unresolved", "Index", "Value",
 }  # fmt: skip
 _OURS = re.compile(
-    r"\$s\d+|\$fixed|\$now|\$shard|\$position|\$row|read_parquet|\.parquet|/[\w.$-]+/"
+    r"\$s\d+|\$fixed|\$lists|\$now|\$shard|\$position|\$row|read_parquet|\.parquet|/[\w.$-]+/"
 )
 #: What reading a damaged footer says, without a word about files.
 _DAMAGED = re.compile(r"don't know what type|TProtocolException|TTransportException")
 _TOO_DEEP = re.compile("max_expression_depth|Recursion level")
 _HINT = re.compile(
-    r"\s*(LINE \d+:|Candidate functions:|Possible solutions:|See also http).*", re.DOTALL
+    r"\s*(LINE \d+:|Candidate functions:|Possible solutions:|See also http|Use SET |"
+    r"For more information, see http).*",
+    re.DOTALL,
 )
 _SUGGESTION = re.compile(r"\n?Did you mean .*", re.DOTALL)
 _TYPED = re.compile(r"^([A-Za-z ]+?) Error: (.*)", re.DOTALL)

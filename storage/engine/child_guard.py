@@ -13,14 +13,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 import duckdb
 import msgspec
 
-from lakebus.errors import SchemaInvalid
-from lakebus.schemas import fold_name
 from storage.engine.caches import BoundedCache
 from storage.engine.child_faults import (
     Refusal,
@@ -30,9 +28,9 @@ from storage.engine.child_faults import (
     refuse_statement,
 )
 from storage.engine.child_functions import CLOCK_FUNCTIONS, TABLE_FUNCTIONS, FunctionRules
-
-#: Schemas and catalogs of DuckDB itself; a namespace cannot have such a name.
-SYSTEM_SCHEMAS = frozenset({"information_schema", "pg_catalog", "main", "temp", "system", "memory"})
+from storage.engine.child_references import Reference, Rewriting, rewrite, tree_of_side
+from storage.engine.child_relations import SYSTEM_SCHEMAS, Findings, Relations, fold
+from storage.engine.plans import INFORMATION_SCHEMA, LISTINGS, SHAPES, At, rows_at, side_name
 
 _EXPRESSIONS = frozenset(
     {
@@ -48,7 +46,8 @@ _RELATIONS = frozenset(
     }
 )  # fmt: skip
 _NODES = frozenset({"SELECT_NODE", "SET_OPERATION_NODE", "RECURSIVE_CTE_NODE", "CTE_NODE"})
-_SHOWN = {"DESCRIBE": "describe", "SUMMARY": "summarize"}
+#: Catalogs and schemas of ours, which only our own SQL names.
+_OURS = re.compile(r"\$(s\d|fixed|lists)", re.IGNORECASE)
 _EXPLAIN = re.compile(r"\s*explain\s+", re.IGNORECASE)
 _EXPLAIN_OPTION = re.compile(r"(analyze|verbose)\b|\(\s*(analyze|format|verbose)\b", re.IGNORECASE)
 _CACHE_BYTES = 16 << 20
@@ -58,12 +57,12 @@ _PIVOT_DETAIL = (
 #: DuckDB bounds the nesting of expressions; a tree deeper than this is guarded but not handed on,
 #: because whoever walks it in the parent would run out of stack.
 _TREE_DEPTH_MAX = 400
-_ASCII_LOWER = {upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)}
 
 
 @dataclass(frozen=True, slots=True)
 class GuardedStatement:
-    """What the guard found; the meaning of the fields is `plans.ParsedStatement`'s."""
+    """What the guard found; the meaning of the fields is `plans.ParsedStatement`'s. `travels`: the
+    AT, its tables, its tree. `rewriting`: what is run in place of `sql`."""
 
     sql: str
     kind: str
@@ -72,14 +71,20 @@ class GuardedStatement:
     positional: bool
     reads_clock: bool
     tree: bytes
+    described: tuple[str, ...] = ()
+    listings: tuple[str, ...] = ()
+    travels: tuple[tuple[At, tuple[str, ...], bytes], ...] = ()
+    rewriting: Rewriting | None = None
 
+    def references(self) -> list[tuple[str, str]]:
+        """The key of every source that the statement needs, and its name."""
 
-@dataclass(slots=True)
-class _Findings:
-    tables: dict[str, None] = field(default_factory=dict)
-    parameters: dict[str, None] = field(default_factory=dict)
-    reads_clock: bool = False
-    shown: str | None = None
+        needed = [(name, name) for name in self.tables]
+        needed += ((side_name(SHAPES, name), name) for name in self.described)
+        needed += ((side_name(LISTINGS, name), name) for name in self.listings)
+        for number, (_, tables, _) in enumerate(self.travels):
+            needed += ((side_name(rows_at(number), name), name) for name in tables)
+        return needed
 
 
 class Guard:
@@ -99,6 +104,10 @@ class Guard:
         self._cache: BoundedCache[GuardedStatement] = BoundedCache(
             entries_max=cache_entries, bytes_max=_CACHE_BYTES
         )
+        self._large: BoundedCache[GuardedStatement] = BoundedCache(
+            entries_max=cache_entries, bytes_max=_CACHE_BYTES
+        )
+        self._plain_show = _around(self._node("SHOW TABLES"))
 
     def check(self, sql: str) -> GuardedStatement:
         """Raises Refusal with what to change."""
@@ -107,8 +116,17 @@ class Guard:
         if known is not None:
             return known
         guarded = self._check(sql)
-        self._cache.put(sql, guarded, len(guarded.tree) + 2 * len(sql))
+        trees = len(guarded.tree) + sum(len(tree) for _, _, tree in guarded.travels)
+        self._cache.put(sql, guarded, trees + 2 * len(sql))
+        if sql not in self._cache:
+            # The text comes once more, to be run; its trees are not asked for then.
+            self._large.put(sql, _without_trees(guarded), 4 * len(sql))
         return guarded
+
+    def judge(self, sql: str) -> GuardedStatement:
+        """`check`, but the trees may be missing."""
+
+        return self._large.get(sql) or self.check(sql)
 
     def _check(self, sql: str) -> GuardedStatement:
         if len(sql.encode()) > self._sql_bytes_max:
@@ -122,37 +140,71 @@ class Guard:
         tree = self._serialize(inner, sql, shift)
         document = msgspec.json.decode(tree)
         node = document["statements"][0]["node"]
-        findings = _Findings()
-        walk = _Walk(self._rules, findings, sql, shift)
+        is_show = self._is_plain_show(node)
+        findings = Findings()
+        walk = _Walk(self._rules, findings, sql, shift, is_show and kind == "select")
         walk.statement(node)
-        if walk.depth > _TREE_DEPTH_MAX:
-            tree = b"{}"
-        if kind == "select" and findings.shown is not None and _is_plain_show(node):
+        if findings.references:
+            findings.rewriting = rewrite(inner, sql[:shift], node, findings.references, self._node)
+        if kind == "select" and findings.shown is not None and is_show:
             kind = findings.shown
         names = tuple(findings.parameters)
         positional = bool(names) and all(name.isdigit() for name in names)
         if positional:
             names = tuple(sorted(names, key=int))
-        return GuardedStatement(
-            sql, kind, tuple(findings.tables), names, positional, findings.reads_clock, tree
+        if both := sorted(findings.described.keys() & findings.tables.keys()):
+            raise refuse_statement(
+                f"a statement cannot read {both[0]} and describe it, too; ask "
+                "information_schema.columns for its columns",
+                "describe",
+            )
+        deep = walk.depth > _TREE_DEPTH_MAX
+        travels = tuple(
+            (at, tuple(tables), b"{}" if deep else tree_of_side(document, at))
+            for at, tables in findings.travels.items()
         )
+        if deep:
+            tree = b"{}"
+        elif travels:
+            tree = tree_of_side(document, None)
+        return GuardedStatement(
+            sql,
+            kind,
+            tuple(findings.tables),
+            names,
+            positional,
+            findings.reads_clock,
+            tree,
+            tuple(findings.described),
+            tuple(findings.listings),
+            travels,
+            findings.rewriting,
+        )
+
+    def _is_plain_show(self, node: dict[str, Any]) -> bool:
+        """Whether a SHOW, DESCRIBE or SUMMARIZE is the whole statement."""
+
+        shown = (node.get("from_table") or {}).get("type") == "SHOW_REF"
+        return shown and _around(node) == self._plain_show
+
+    def _node(self, text: str) -> dict[str, Any]:
+        """The tree of a text of ours."""
+
+        tree = msgspec.json.decode(self._serialize(text, text, 0))
+        node: dict[str, Any] = tree["statements"][0]["node"]
+        return node
 
     def _split(self, sql: str) -> tuple[str, str, int]:
         """(kind, text of the SELECT, where that text begins in characters)."""
 
-        try:
-            statements = self._connection.extract_statements(sql)
-        except duckdb.Error as error:
-            raise _as_refusal(error, sql) from error
-        except UnicodeError as error:
-            raise refuse_sql("the statement is not valid text") from error
+        statements = self._kinds(sql, sql, 0)
         if len(statements) != 1:
             raise refuse_sql(
                 "the statement is empty; send one SELECT"
                 if not statements
                 else f"send one statement at a time; this text has {len(statements)}"
             )
-        name = statements[0].type.name
+        name = statements[0]
         if name == "SELECT":
             return "select", sql, 0
         if name == "EXPLAIN":
@@ -164,8 +216,7 @@ class Guard:
                     "explain",
                 )
             inner = sql[head.end() :]
-            again = self._connection.extract_statements(inner)
-            if len(again) != 1 or again[0].type.name != "SELECT":
+            if self._kinds(inner, sql, head.end()) != ["SELECT"]:
                 raise refuse_statement("only a SELECT can be explained", "explain")
             return "explain", inner, head.end()
         if name == "MULTI":
@@ -176,13 +227,26 @@ class Guard:
             name.lower(),
         )
 
+    def _kinds(self, text: str, sql: str, shift: int) -> list[str]:
+        """The kind of each statement in a part of `sql` that begins at `shift`."""
+
+        try:
+            return [statement.type.name for statement in self._connection.extract_statements(text)]
+        except duckdb.Error as error:
+            raise _as_refusal(error, text, shift) from error
+        except UnicodeError as error:
+            raise refuse_sql("the statement is not valid text") from error
+        except ValueError as error:
+            # Kinds that the parser has and Python's list of kinds has not.
+            raise refuse_statement("this kind of statement is not allowed", "statement") from error
+
     def _serialize(self, text: str, sql: str, shift: int) -> bytes:
         try:
             row = self._connection.execute(
                 "SELECT json_serialize_sql(CAST(? AS VARCHAR))", [text]
             ).fetchone()
         except duckdb.Error as error:
-            raise _as_refusal(error, sql) from error
+            raise _as_refusal(error, text, shift) from error
         tree = (row[0] if row else "{}").encode()
         document = msgspec.json.decode(tree)
         if document.get("error"):
@@ -197,33 +261,45 @@ class Guard:
         return bytes(tree)
 
 
-def _lower(text: object) -> str:
-    """Folds as DuckDB does: ASCII only. str.lower would take U+212A (Kelvin) for a k."""
-
-    return str(text).translate(_ASCII_LOWER)
+def _without_trees(guarded: GuardedStatement) -> GuardedStatement:
+    travels = tuple((at, tables, b"{}") for at, tables, _ in guarded.travels)
+    return replace(guarded, tree=b"{}", travels=travels)
 
 
 def _spoken(name: str) -> str:
     return name.replace("_", " ")
 
 
-def _as_refusal(error: duckdb.Error, sql: str) -> Refusal:
-    failure = failure_of(error, sql, positions_hold=True)
-    return Refusal(failure.code, failure.detail, **failure.members)
+def _as_refusal(error: duckdb.Error, text: str, shift: int) -> Refusal:
+    failure = failure_of(error, text, positions_hold=True)
+    members = dict(failure.members)
+    if isinstance(position := members.get("position"), int):
+        members["position"] = position + shift
+    return Refusal(failure.code, failure.detail, **members)
 
 
-def _is_plain_show(node: dict[str, Any]) -> bool:
-    return (node.get("from_table") or {}).get("type") == "SHOW_REF"
+def _around(node: dict[str, Any]) -> dict[str, Any]:
+    """A SELECT without its FROM and without places."""
+
+    around = {key: value for key, value in node.items() if key != "from_table"}
+    around["select_list"] = [
+        {key: part for key, part in item.items() if not key.startswith("query_location")}
+        for item in node.get("select_list", ())
+    ]
+    return around
 
 
 class _Walk:
     """Visits every node of the tree once. `ctes` are the CTE names in scope at a node."""
 
-    def __init__(self, rules: FunctionRules, findings: _Findings, sql: str, shift: int) -> None:
+    def __init__(
+        self, rules: FunctionRules, findings: Findings, sql: str, shift: int, is_show: bool
+    ) -> None:
         self._rules = rules
         self._findings = findings
         self._sql = sql
         self._shift = shift
+        self._relations = Relations(rules, findings, self._position, is_show=is_show)
         self.depth = 0
 
     def statement(self, node: dict[str, Any]) -> None:
@@ -255,7 +331,7 @@ class _Walk:
         if kind not in _NODES:
             raise refuse_statement(f"{kind} is not supported here", str(kind).lower())
         for entry in node["cte_map"]["map"]:
-            name, value = _lower(entry["key"]), entry["value"]
+            name, value = fold(entry["key"]), entry["value"]
             body = value.get("query_node") or (value.get("query") or {}).get("node")
             if not isinstance(body, dict):
                 raise refuse_statement("this form of WITH is not supported", "with")
@@ -266,7 +342,7 @@ class _Walk:
                     self._visit(part, inside, depth + 1)
             ctes = ctes | {name}
         if kind in ("RECURSIVE_CTE_NODE", "CTE_NODE") and node.get("cte_name"):
-            ctes = ctes | {_lower(node["cte_name"])}
+            ctes = ctes | {fold(node["cte_name"])}
         return ctes
 
     def _expression(self, node: dict[str, Any]) -> None:
@@ -277,18 +353,22 @@ class _Walk:
             self._function(node)
         elif kind == "COLUMN_REF":
             names = node.get("column_names") or []
-            if len(names) == 1 and _lower(names[0]) in CLOCK_FUNCTIONS:
+            if len(names) == 1 and fold(names[0]) in CLOCK_FUNCTIONS:
                 self._findings.reads_clock = True
+            if len(names) > 1 and _OURS.match(str(names[0])):
+                raise refuse_sql(f"there is no {str(names[0])[:80]} here", self._position(node))
+            if len(names) > 2 and fold(names[0]) == INFORMATION_SCHEMA:
+                self._findings.references.append(Reference(node, "", ()))
         elif kind == "PARAMETER":
             self._findings.parameters[str(node.get("identifier"))] = None
 
     def _function(self, node: dict[str, Any]) -> None:
-        name = _lower(node.get("function_name", ""))
+        name = fold(node.get("function_name", ""))
         if name in CLOCK_FUNCTIONS:
             self._findings.reads_clock = True
         # A path in front is a column (`name.upper()`), unless it names a schema of DuckDB's, which
         # would step around the pinned clock.
-        if any(_lower(part) in SYSTEM_SCHEMAS or "$" in str(part) for part in _path(node)[:-1]):
+        if any(fold(part) in SYSTEM_SCHEMAS or "$" in str(part) for part in _path(node)[:-1]):
             raise refuse_statement(f"call {name} by its plain name, without a schema", name)
         if name in self._rules.allowed:
             return
@@ -303,12 +383,12 @@ class _Walk:
         if kind == "TABLE_FUNCTION":
             self._table_function(node.get("function") or {})
         elif kind == "SHOW_REF":
-            self._show(node)
+            self._relations.show(node, ctes)
         elif kind == "BASE_TABLE":
-            self._table(node, ctes)
+            self._relations.table(node, ctes)
 
     def _table_function(self, call: dict[str, Any]) -> None:
-        name = _lower(call.get("function_name", ""))
+        name = fold(call.get("function_name", ""))
         if call.get("class") != "FUNCTION" or call.get("schema") or call.get("catalog"):
             raise refuse_statement("this function cannot be read as a table", name or "function")
         if name not in TABLE_FUNCTIONS:
@@ -317,40 +397,6 @@ class _Walk:
                 + ", ".join(sorted(TABLE_FUNCTIONS)),
                 name,
             )
-
-    def _show(self, node: dict[str, Any]) -> None:
-        shown = _SHOWN.get(str(node.get("show_type")))
-        if shown is None or not node.get("query"):
-            raise refuse_statement(
-                "SHOW is not supported yet; list tables with the tables route", "show"
-            )
-        self._findings.shown = self._findings.shown or shown
-
-    def _table(self, node: dict[str, Any], ctes: frozenset[str]) -> None:
-        path = [str(part) for part in (node.get("qualified_name") or {}).get("path", [])]
-        if node.get("at_clause") is not None:
-            raise refuse_statement("AT is not supported yet", "at")
-        name = ".".join(path)
-        if len(path) == 1 and _lower(path[0]) in ctes:
-            if _lower(path[0]) in self._rules.internal_relations:
-                raise refuse_statement(f"choose another name than {name} in WITH", "with")
-            return
-        if not 1 <= len(path) <= 2 or node.get("catalog_name"):
-            raise refuse_sql(
-                f"{name[:200]!r} is no table name; use table or namespace.table",
-                self._position(node),
-            )
-        if len(path) == 2 and _lower(path[0]) in SYSTEM_SCHEMAS:
-            raise refuse_statement(f"the schema {path[0]} cannot be read", "system schema")
-        try:
-            folded = ".".join(fold_name(part) for part in path)
-        except SchemaInvalid as error:
-            raise refuse_statement(
-                f"{name[:200]!r} is no table name: files cannot be read, and names have letters, "
-                "digits and underscores only",
-                "table name",
-            ) from error
-        self._findings.tables[folded] = None
 
     def _position(self, node: dict[str, Any]) -> int | None:
         offset = node.get("query_location")

@@ -26,6 +26,7 @@ from storage.engine.child_query import (
     check_sources,
     execute_small,
     pin_clock,
+    rewritten,
     stream,
 )
 from storage.engine.child_sandbox import quote_text
@@ -135,16 +136,18 @@ class Lane:
         check_sources(guarded, request)
         parameters = check_parameters(guarded, _decoded(request.parameters))
         small = session.database.small
-        with session.database.scopes.use(request.sources) as path:
+        with session.database.scopes.use(request.sources) as scope:
             check()
-            session.enter(path)
+            session.enter(scope.path)
             pin_clock(session.cursor, guarded, request.started_at)
+            self._wrapped = guarded.rewriting is not None
+            run, bound = rewritten(guarded, request, parameters, scope.catalog)
             binding = None
             if request.result_format == "json" and small.expects(request.sql, request.sources):
-                binding = execute_small(session.cursor, request, parameters)
+                binding = execute_small(session.cursor, run, bound)
             if binding is None:
-                binding = bind(session.cursor, request, parameters)
-            self._wrapped = binding.wrapped
+                binding = bind(session.cursor, run, bound)
+            self._wrapped = self._wrapped or binding.wrapped
             check()
             rows = stream(session.cursor, binding, request, sink, check)
             small.learn(request.sql, request.sources, binding.types, rows)

@@ -38,6 +38,7 @@ from storage.engine.wire import (
     ParsedReply,
     ParseRequest,
     Ready,
+    WireTravel,
     encode,
     frame,
 )
@@ -53,15 +54,16 @@ def main(
     parallel = _open(settings, "parallel", threads=settings.threads)
     ordered = _open(settings, "ordered", threads=1)
     rules = read_rules(parallel.connection)
-    check = _SharedGuard(parallel, rules, settings).check
+    guard = _SharedGuard(parallel, rules, settings)
     _warm(parallel)
     served = [
-        Lane(_channel(number), parallel=parallel, ordered=ordered, check=check) for number in lanes
+        Lane(_channel(number), parallel=parallel, ordered=ordered, check=guard.judge)
+        for number in lanes
     ]
     for lane in served:
         _start(lane.serve)
     parser, controller = _channel(parsing), _channel(control)
-    _start(lambda: _serve_parsing(parser, check))
+    _start(lambda: _serve_parsing(parser, guard.check))
     bound_address_space(settings.address_space_bytes)
     controller.sendall(frame(READY, encode(Ready(duckdb.__version__, len(rules.allowed)))))
     _guarded(lambda: _serve_control(controller, served))
@@ -97,6 +99,10 @@ class _SharedGuard:
     def check(self, sql: str) -> GuardedStatement:
         with self._lock:
             return self._guard.check(sql)
+
+    def judge(self, sql: str) -> GuardedStatement:
+        with self._lock:
+            return self._guard.judge(sql)
 
 
 def _warm(database: Database) -> None:
@@ -147,6 +153,12 @@ def _serve_parsing(channel: socket.socket, check: Callable[[str], GuardedStateme
             guarded.positional,
             guarded.reads_clock,
             guarded.tree,
+            guarded.described,
+            guarded.listings,
+            tuple(
+                WireTravel(at.unit, at.literal, at.parameter, tables, tree)
+                for at, tables, tree in guarded.travels
+            ),
         )
         channel.sendall(frame(PARSED, encode(reply)))
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import duckdb
 import pyarrow as pa
+from msgspec import structs
 
 from storage.engine.child_faults import Refusal, refuse_sql
 from storage.engine.child_formats import (
@@ -90,9 +91,27 @@ def check_sources(guarded: GuardedStatement, request: RunRequest) -> None:
     """Every table must have been resolved by the caller; a name that was not does not exist."""
 
     known = {source.name for source in request.sources}
-    for name in guarded.tables:
-        if name not in known:
+    for key, name in guarded.references():
+        if key not in known:
             raise Refusal("table_not_found", f"there is no table {name}")
+
+
+def rewritten(
+    guarded: GuardedStatement, request: RunRequest, parameters: Any, catalog: str
+) -> tuple[RunRequest, Any]:
+    """What DuckDB gets in place of the text, in a scope with this catalog, and its parameters."""
+
+    rewriting = guarded.rewriting
+    if rewriting is None:
+        return request, parameters
+    names = rewriting.parameters
+    if not names or parameters is None:
+        bound = None
+    elif isinstance(parameters, dict):
+        bound = {new: parameters[old] for new, old in names.items()}
+    else:
+        bound = {new: parameters[int(old) - 1] for new, old in names.items()}
+    return structs.replace(request, sql=rewriting.text(catalog)), bound
 
 
 def pin_clock(

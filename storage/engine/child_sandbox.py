@@ -43,6 +43,16 @@ _CLOCK_MACROS = {
     "localtimestamp": _LOCAL,
     "current_localtimestamp": _LOCAL,
 }
+#: Words of SQL for who and where one is: the same for everybody. DuckDB would tell the name of the
+#: scope, whose number counts what others asked (contract D10).
+_PLACE_MACROS = {
+    "current_catalog": "lakebus",
+    "current_schema": "main",
+    "current_user": "lakebus",
+    "current_role": "lakebus",
+    "session_user": "lakebus",
+    "user": "lakebus",
+}
 
 
 def lock_process(parent_pid: int) -> None:
@@ -98,7 +108,7 @@ def open_database(settings: EngineSettings, *, threads: int) -> duckdb.DuckDBPyC
     # Files never change under their name, so their footers may be kept.
     connection.execute("SET GLOBAL parquet_metadata_cache = true")
     connection.execute(f"ATTACH ':memory:' AS \"{FIXED}\"")
-    _make_clock_macros(connection)
+    _make_macros(connection)
     folder = settings.allowed_directory.rstrip("/") + "/"
     connection.execute(f"SET GLOBAL allowed_directories = [{quote_text(folder)}]")
     connection.execute("SET GLOBAL enable_external_access = false")
@@ -114,11 +124,14 @@ def quote_name(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def _make_clock_macros(connection: duckdb.DuckDBPyConnection) -> None:
-    """Contract D8: `now()` is the query's start by the database clock, in every spelling."""
+def _make_macros(connection: duckdb.DuckDBPyConnection) -> None:
+    """Contract D8: `now()` is the query's start by the database clock, in every spelling. And what
+    else the session would say of itself."""
 
     for name, body in _CLOCK_MACROS.items():
         connection.execute(f'CREATE MACRO "{FIXED}".main."{name}"() AS {body}')
+    for name, text in _PLACE_MACROS.items():
+        connection.execute(f'CREATE MACRO "{FIXED}".main."{name}"() AS {quote_text(text)}')
     connection.execute(
         f'CREATE MACRO "{FIXED}".main.age(a) AS system.main.age(CAST({_DATE} AS TIMESTAMP), a), '
         "(a, b) AS system.main.age(a, b)"

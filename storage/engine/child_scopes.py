@@ -3,6 +3,9 @@
 A scope is an attached in-memory catalog of its own (`$s1`, `$s2`, …) that holds one view per source
 and nothing else. A query runs with its scope first on the search path, so two queries can read
 different snapshots under one table name, and a name that the guard misjudged finds nothing.
+A table that is only described is an empty table in place of a view. Lists and tables at other
+snapshots lie in catalogs beside it, one for each side (`$s1i`, `$s1r0`, …); only the rewriting of
+`child_references` can name them.
 Names with a dollar sign cannot be written by a caller: the guard folds every table name.
 
 Scopes are kept by their exact content and dropped least recently used when nobody runs in them.
@@ -19,16 +22,27 @@ from dataclasses import dataclass
 import duckdb
 
 from storage.engine.child_faults import SourceBroken
+from storage.engine.child_references import LISTS, catalog_of
 from storage.engine.child_sandbox import FIXED, quote_name
+from storage.engine.plans import LISTINGS, SHAPES
 from storage.engine.wire import WireSource
 
 Sources = tuple[WireSource, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A scope in use. `path`: the search path. `catalog`: its name; those of its sides begin so."""
+
+    path: str
+    catalog: str
 
 
 @dataclass(slots=True)
 class _Scope:
     catalog: str
     ready: threading.Event
+    sides: tuple[str, ...]
     users: int = 0
     failed: SourceBroken | None = None
 
@@ -44,15 +58,15 @@ class ScopeCache:
         self._made = 0
 
     @contextmanager
-    def use(self, sources: Sources) -> Iterator[str]:
-        """The search path under which exactly `sources` are visible, for the block's duration."""
+    def use(self, sources: Sources) -> Iterator[Opened]:
+        """Makes exactly `sources` visible for the block's duration."""
 
         if not sources:
-            yield f'"{FIXED}".main'
+            yield Opened(f'"{FIXED}".main', "")
             return
         scope = self._take(sources)
         try:
-            yield f'"{scope.catalog}".main,"{FIXED}".main'
+            yield Opened(f'"{scope.catalog}".main,"{FIXED}".main', scope.catalog)
         finally:
             with self._lock:
                 scope.users -= 1
@@ -63,7 +77,8 @@ class ScopeCache:
             mine = scope is None
             if scope is None:
                 self._made += 1
-                scope = _Scope(f"$s{self._made}", threading.Event())
+                sides = sorted({catalog_of(_side(source)[0]) for source in sources} | {""})
+                scope = _Scope(f"$s{self._made}", threading.Event(), tuple(sides))
                 self._scopes[sources] = scope
             self._scopes.move_to_end(sources)
             scope.users += 1
@@ -80,14 +95,16 @@ class ScopeCache:
     def _fill(self, sources: Sources, scope: _Scope) -> None:
         cursor = self._database.cursor()
         try:
-            cursor.execute(f"ATTACH ':memory:' AS {quote_name(scope.catalog)}")
-            _make_views(cursor, scope.catalog, sources)
+            for side in scope.sides:
+                cursor.execute(f"ATTACH ':memory:' AS {quote_name(scope.catalog + side)}")
+            _make_relations(cursor, scope.catalog, sources)
         except Exception as error:
             # The sources are the catalog's work, so a caller can do nothing about this.
             scope.failed = SourceBroken(f"{type(error).__name__}: {error}")
             with self._lock:
                 scope.users -= 1
                 self._scopes.pop(sources, None)
+            _detach(cursor, scope)
             raise scope.failed from error
         finally:
             scope.ready.set()
@@ -101,20 +118,40 @@ class ScopeCache:
             gone = [self._scopes.pop(key) for key in idle[: max(extra, 0)]]
         for scope in gone:
             cursor = self._database.cursor()
-            cursor.execute(f"DETACH {quote_name(scope.catalog)}")
+            _detach(cursor, scope)
             cursor.close()
 
 
-def _make_views(cursor: duckdb.DuckDBPyConnection, catalog: str, sources: Sources) -> None:
-    schemas = {"main"}
+def _detach(cursor: duckdb.DuckDBPyConnection, scope: _Scope) -> None:
+    for side in scope.sides:
+        cursor.execute(f"DETACH DATABASE IF EXISTS {quote_name(scope.catalog + side)}")
+
+
+def _side(source: WireSource) -> tuple[str, str]:
+    """The side of a source, empty for the statement's own, and its name."""
+
+    side, _, name = source.name.rpartition(":")
+    return side, name
+
+
+def _make_relations(
+    cursor: duckdb.DuckDBPyConnection, scope_catalog: str, sources: Sources
+) -> None:
+    schemas: set[tuple[str, str]] = set()
     for source in sources:
-        *namespace, table = source.name.split(".")
-        schema = namespace[0] if namespace else "main"
-        if schema not in schemas:
-            cursor.execute(f"CREATE SCHEMA {quote_name(catalog)}.{quote_name(schema)}")
-            schemas.add(schema)
-        columns = ", ".join(quote_name(name) for name in source.columns) or "*"
-        cursor.execute(
-            f"CREATE VIEW {quote_name(catalog)}.{quote_name(schema)}.{quote_name(table)} AS "
-            f"SELECT {columns} FROM {source.relation_sql}"
-        )
+        side, name = _side(source)
+        if side == LISTINGS:
+            schema, table = LISTS, name
+        else:
+            namespace, _, table = name.rpartition(".")
+            schema = namespace or "main"
+        catalog = quote_name(scope_catalog + catalog_of(side))
+        if (catalog, schema) not in schemas and schema != "main":
+            cursor.execute(f"CREATE SCHEMA {catalog}.{quote_name(schema)}")
+            schemas.add((catalog, schema))
+        target = f"{catalog}.{quote_name(schema)}.{quote_name(table)}"
+        if side == SHAPES:
+            cursor.execute(f"CREATE TABLE {target} ({source.relation_sql})")
+            continue
+        columns = ", ".join(quote_name(column) for column in source.columns) or "*"
+        cursor.execute(f"CREATE VIEW {target} AS SELECT {columns} FROM {source.relation_sql}")

@@ -3,7 +3,8 @@
 Untrusted SQL runs in the child (architecture, decision 12). This side never imports DuckDB, never
 waits for anything but sockets, and believes nothing the child says beyond its declared frames.
 
-* At most `concurrent_queries` run; others wait in order of arrival, within their own deadline.
+* At most `concurrent_queries` run; others wait for their turn, fairly over principals and in order
+  of arrival within one (`storage.turns`), within their own deadline.
 * A query that does not obey its interrupt costs the child its life. The spare takes over at once,
   neighbours that have sent nothing are run once more, and a new spare warms up behind.
 * Parsing and guarding happen in the child too, because the parser is native code that strangers
@@ -15,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 from collections.abc import Coroutine
 from typing import Any
 
@@ -30,11 +32,12 @@ from lakebus.errors import (
 )
 from storage.engine.caches import BoundedCache
 from storage.engine.channels import ChildDied
-from storage.engine.plans import ParsedStatement, QueryPlan
+from storage.engine.plans import At, ParsedStatement, QueryPlan, Travel
 from storage.engine.process import ChildProcess, remove_stale_folders
 from storage.engine.settings import EngineSettings
 from storage.engine.streams import ResultStream, error_of
 from storage.engine.wire import ERROR, PARSE, PARSED, ParsedReply, ParseRequest, encode, frame
+from storage.turns import Turns
 
 logger = logging.getLogger(__name__)
 
@@ -50,13 +53,20 @@ class QueryEngine:
 
     def __init__(self, settings: EngineSettings) -> None:
         self._settings = settings
+        #: Held by who runs again after a death that nobody can explain (streams).
+        self.suspects = asyncio.Lock()
         self._current: ChildProcess | None = None
         self._spare: ChildProcess | None = None
         self._available = asyncio.Event()
         self._wake = asyncio.Event()
-        self._slots = asyncio.Semaphore(settings.concurrent_queries)
-        self._running = 0
-        self._queued = 0
+        self._turns = Turns(
+            "queries",
+            # What several principals share is the threads: more queries only wait for them.
+            places=min(settings.concurrent_queries, settings.threads),
+            alone=settings.concurrent_queries,
+            waiting_max=settings.queue_length_max,
+            memory_s=settings.presence_s,
+        )
         self._stopped = True
         self._tasks: set[asyncio.Task[None]] = set()
         self._keepers: list[asyncio.Task[None]] = []
@@ -122,8 +132,8 @@ class QueryEngine:
     def status(self) -> dict[str, Any]:
         current, spare = self._current, self._spare
         return {
-            "running": self._running,
-            "queued": self._queued,
+            "running": self._turns.held,
+            "queued": self._turns.waiting,
             "child_pid": current.pid if current else None,
             "spare_pid": spare.pid if spare else None,
             "ready": current is not None and current.alive,
@@ -145,31 +155,38 @@ class QueryEngine:
         except UnicodeEncodeError as error:
             raise MalformedRequest("the statement is not valid text") from error
         reply = await self._ask_parser(sql)
-        if len(reply.tree) > _LARGE_TREE_BYTES:
-            tree = await asyncio.to_thread(msgspec.json.decode, reply.tree)
+        size = len(reply.tree) + sum(len(travel.tree) for travel in reply.travels)
+        if size > _LARGE_TREE_BYTES:
+            parsed = await asyncio.to_thread(_parsed, sql, reply)
         else:
-            tree = msgspec.json.decode(reply.tree)
-        parsed = ParsedStatement(
-            sql, reply.kind, reply.tables, reply.parameters, reply.positional, reply.reads_clock,
-            tree,
-        )  # fmt: skip
-        self._parsed.put(sql, parsed, len(reply.tree))
+            parsed = _parsed(sql, reply)
+        self._parsed.put(sql, parsed, size)
         return parsed
 
     async def _ask_parser(self, sql: str) -> ParsedReply:
-        for _ in range(2):
-            child = await self.live_child()
-            try:
-                async with child.parse_lock:
-                    kind, payload = await self._parse_in(child, sql)
-            except ChildDied:
-                continue
-            if kind == ERROR:
-                raise error_of(payload, "parse")
-            if kind != PARSED:
-                raise Fault("the engine answered out of order")
-            return msgspec.msgpack.decode(payload, type=ParsedReply)
-        raise Unavailable("the SQL engine was restarted; send the query again", retry_after_s=1.0)
+        child = await self.live_child()
+        try:
+            async with child.parse_lock:
+                kind, payload = await self._parse_in(child, sql)
+        except ChildDied:
+            # It may be this text that killed it, so it does not meet others that run again.
+            async with self.suspects:
+                kind, payload = await self._ask_again(sql)
+        if kind == ERROR:
+            raise error_of(payload, "parse")
+        if kind != PARSED:
+            raise Fault("the engine answered out of order")
+        return msgspec.msgpack.decode(payload, type=ParsedReply)
+
+    async def _ask_again(self, sql: str) -> tuple[int, bytes]:
+        child = await self.live_child()
+        try:
+            async with child.parse_lock:
+                return await self._parse_in(child, sql)
+        except ChildDied as died:
+            raise Unavailable(
+                "the SQL engine was restarted; send the query again", retry_after_s=1.0
+            ) from died
 
     async def _parse_in(self, child: ChildProcess, sql: str) -> tuple[int, bytes]:
         child.parsing.send(frame(PARSE, encode(ParseRequest(sql))))
@@ -198,14 +215,15 @@ class QueryEngine:
         """Runs a query; returns when its first part is there.
 
         Raises SqlError, StatementNotAllowed, TableNotFound, ResultTooLarge, QueryTimeout (member
-        `phase`: `queue` or `execute`), Unavailable; after the first byte the stream raises them.
+        `phase`: `queue` or `execute`), RateLimited (too many of one principal wait), Unavailable;
+        after the first byte the stream raises them.
         """
 
         _check_parameters(plan)
         loop = asyncio.get_running_loop()
         arrived = loop.time()
         deadline = arrived + plan.deadline_s
-        await self._take_slot(deadline, arrived)
+        await self._take_slot(plan, deadline, arrived)
         self._counts["queries"] += 1
         try:
             stream = ResultStream(
@@ -216,20 +234,16 @@ class QueryEngine:
                 grace_s=self._settings.interrupt_grace_s,
             )
         except BaseException:
-            self.release_slot()
+            self.release_slot(plan)
             raise
         await stream.begin()
         return stream
 
-    async def _take_slot(self, deadline: float, arrived: float) -> None:
+    async def _take_slot(self, plan: QueryPlan, deadline: float, arrived: float) -> None:
         if self._stopped:
             raise Unavailable("the SQL engine is stopped", retry_after_s=1.0)
-        if self._queued >= self._settings.queue_length_max:
-            raise Unavailable("too many queries are waiting; try again later", retry_after_s=1.0)
-        self._queued += 1
         try:
-            async with asyncio.timeout_at(deadline):
-                await self._slots.acquire()
+            await self._turns.take(plan.party, time.monotonic() + deadline - arrived)
         except TimeoutError:
             waited_ms = round((asyncio.get_running_loop().time() - arrived) * 1000)
             raise QueryTimeout(
@@ -237,9 +251,6 @@ class QueryEngine:
                 waited_ms=waited_ms,
                 phase="queue",
             ) from None
-        finally:
-            self._queued -= 1
-        self._running += 1
 
     # --- what an answer needs ------------------------------------------------------------
 
@@ -252,9 +263,8 @@ class QueryEngine:
             self._available.clear()
             await self._available.wait()
 
-    def release_slot(self) -> None:
-        self._running -= 1
-        self._slots.release()
+    def release_slot(self, plan: QueryPlan) -> None:
+        self._turns.give(plan.party)
 
     def in_background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
@@ -329,6 +339,29 @@ class QueryEngine:
                 child.kill("it did not answer")
             except ChildDied:
                 continue
+
+
+def _parsed(sql: str, reply: ParsedReply) -> ParsedStatement:
+    travels = tuple(
+        Travel(
+            At(travel.unit, travel.literal, travel.parameter),
+            travel.tables,
+            msgspec.json.decode(travel.tree),
+        )
+        for travel in reply.travels
+    )
+    return ParsedStatement(
+        sql,
+        reply.kind,
+        reply.tables,
+        reply.parameters,
+        reply.positional,
+        reply.reads_clock,
+        msgspec.json.decode(reply.tree),
+        reply.described,
+        reply.listings,
+        travels,
+    )
 
 
 def _check_parameters(plan: QueryPlan) -> None:

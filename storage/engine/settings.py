@@ -18,7 +18,8 @@ class EngineSettings:
     `memory_limit_bytes`: DuckDB's own bound, for all running queries together.
     `address_space_bytes`: what the whole child may map beyond what it has mapped at start, the last
     line behind the memory limit (values such as one huge list are outside DuckDB's accounting).
-    `threads`: DuckDB worker threads. `concurrent_queries`: how many run at once; others queue.
+    `threads`: DuckDB worker threads. `concurrent_queries`: how many run at once; others queue,
+    fairly over principals (`storage.turns`, whose memory `presence_s` is).
     """
 
     allowed_directory: str
@@ -30,6 +31,7 @@ class EngineSettings:
     spare: bool = True
     concurrent_queries: int = 4
     queue_length_max: int = 512
+    presence_s: float = 1.0
     sql_bytes_max: int = 128 * 1024
     parse_cache_entries: int = 1024
     scope_cache_entries: int = 64

@@ -4,6 +4,10 @@ Life of an answer: it holds a slot (one of the queries that may run) and a lane 
 by END or ERROR of the child, by its deadline, by `aclose`, or by the child's death. If the child
 dies before a chunk was handed out, the query is run once more on the next child (contract D9): it
 reads one fixed snapshot, so running it again gives the same answer.
+
+When nobody knows why a child died, each query that ran in it may have been the reason. Such queries
+are run again one after the other: the one that kills the next child, too, takes none of the others
+with it a second time.
 """
 
 from __future__ import annotations
@@ -56,9 +60,11 @@ _KINDS: dict[str, type[errors.LakebusError]] = {
 class Host(Protocol):
     """What an answer needs of the engine."""
 
+    suspects: asyncio.Lock
+
     async def live_child(self) -> ChildProcess: ...
 
-    def release_slot(self) -> None: ...
+    def release_slot(self, plan: QueryPlan) -> None: ...
 
     def in_background(self, work: Any) -> asyncio.Task[None]: ...
 
@@ -95,6 +101,7 @@ class ResultStream:
         self._child: ChildProcess | None = None
         self._lane: tuple[int, Channel] | None = None
         self._sent = False
+        self._suspect = False
         self._ended = False
         self._failure: errors.LakebusError | None = None
         self._stopping: asyncio.Task[None] | None = None
@@ -159,8 +166,7 @@ class ResultStream:
     async def _attempt(self) -> None:
         while True:
             try:
-                await self._send()
-                kind, payload = await self._frame()
+                kind, payload = await (self._alone() if self._suspect else self._begun())
                 break
             except ChildDied as died:
                 self._may_rerun(died)
@@ -171,6 +177,24 @@ class ResultStream:
         if self.columns and self.columns != columns:
             raise errors.Unavailable("the engine was restarted during the query; send it again")
         self.columns = columns
+
+    async def _begun(self) -> tuple[int, bytes]:
+        await self._send()
+        return await self._frame()
+
+    async def _alone(self) -> tuple[int, bytes]:
+        """When no other suspect runs; until the first part is there."""
+
+        suspects = self._host.suspects
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                await suspects.acquire()
+        except TimeoutError:
+            raise self._failure or self._timeout() from None
+        try:
+            return await self._begun()
+        finally:
+            suspects.release()
 
     async def _send(self) -> None:
         if self._failure is not None:
@@ -216,6 +240,7 @@ class ResultStream:
             )
             raise self._failure from died
         self.reruns += 1
+        self._suspect = self._child is not None and not self._child.kill_reason
         logger.info("query %s runs once more on a new child", self._plan.query_id)
 
     def _take_end(self, payload: bytes) -> None:
@@ -270,7 +295,7 @@ class ResultStream:
         if self._lane is not None and self._child is not None and self._child.alive:
             self._child.give_back(*self._lane)
         self._lane = None
-        self._host.release_slot()
+        self._host.release_slot(self._plan)
 
 
 async def _wait_for(event: asyncio.Event, seconds: float) -> None:

@@ -74,6 +74,14 @@ class Failure(msgspec.Struct, frozen=True, array_like=True):
     internal: str = ""
 
 
+class WireTravel(msgspec.Struct, frozen=True, array_like=True):
+    unit: str
+    literal: str | None
+    parameter: str | None
+    tables: tuple[str, ...]
+    tree: bytes
+
+
 class ParsedReply(msgspec.Struct, frozen=True, array_like=True):
     kind: str
     tables: tuple[str, ...]
@@ -81,6 +89,9 @@ class ParsedReply(msgspec.Struct, frozen=True, array_like=True):
     positional: bool
     reads_clock: bool
     tree: bytes
+    described: tuple[str, ...]
+    listings: tuple[str, ...]
+    travels: tuple[WireTravel, ...]
 
 
 def frame(kind: int, payload: bytes = b"") -> bytes:

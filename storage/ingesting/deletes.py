@@ -37,6 +37,7 @@ from storage.ingesting.table_cache import TableCache
 from storage.maintenance.jobs import Job, JobKind, JobRequest, JobState, JobStore
 from storage.reading.predicates import PredicateRequest, Predicates
 from storage.reading.resolve import Resolver
+from storage.turns import Party
 
 SCOPES: Final = ("ingest", "query")
 _PAUSE_S: Final = (0.02, 0.5)
@@ -190,6 +191,7 @@ class DeleteService:
                 parameters=request.parameters,
                 now=resolved.started_at,
                 timeout_ms=max(1, round(left_s * 1000)),
+                party=Party(request.principal.principal_id),
             )
         )
         parameters = request.parameters

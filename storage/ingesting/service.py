@@ -9,6 +9,10 @@ and the backlog at one moment. Its three answers lead on:
   first one, and the first receipt or a conflict is the answer (A3, A4);
 * the schema is stale: look again, decode again (A12).
 
+With `create`, a table that does not exist is made by the append transaction itself, so that there
+is never the table without the rows or the other way round. Who loses the race for a name is told
+that the schema is stale, and is then held to the winner's table like everybody else.
+
 Every refusal, whoever utters it, is held back until the key was looked up: a request that was
 accepted before gets its receipt whatever has changed since (A3). An unknown outcome is never turned
 into anything else (A6). Forbidden and unseen tables come first: they say nothing about the request.
@@ -19,7 +23,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from lakebus.clock import Clock, SystemClock
 from lakebus.errors import (
@@ -40,11 +45,16 @@ from lakebus.receipts import Receipt
 from lakebus.schemas import TableSchema, fold_table_name
 from storage.bus.interface import Accepted, AppendOutcome, IngestBus, KeyRecord, KeyTaken
 from storage.catalog.interface import Catalog, TableState
-from storage.ingesting.prepared import PreparedRows, prepare_one, prepare_several
+from storage.ingesting.grants import KeyStore, Principal
+from storage.ingesting.new_tables import TableBody, TableRows
+from storage.ingesting.prepared import PreparedRows, decode_tables, prepare_decoded
 from storage.ingesting.requests import IngestAnswer, IngestRequest, IngestSettings
 from storage.ingesting.table_cache import TableCache
 from storage.reading.barrier import Barrier
 from storage.rows.decode import JSON, split_tables
+from storage.rows.decoded import OnInvalid
+from storage.rows.multipart import MULTIPART, split_parts
+from storage.rows.slow_pass import fold
 
 _log = logging.getLogger(__name__)
 
@@ -53,6 +63,7 @@ class IngestService:
     """One per process; stateless but for what it remembers of tables.
 
     `on_accepted` is called after each accepted entry, to wake whoever publishes; it must not block.
+    `keys` hold the audit log, in which new tables are noted.
     """
 
     def __init__(
@@ -64,10 +75,12 @@ class IngestService:
         tables: TableCache,
         settings: IngestSettings | None = None,
         on_accepted: Callable[[], None] | None = None,
+        keys: KeyStore | None = None,
         clock: Clock | None = None,
     ) -> None:
         self._clock = clock or SystemClock()
         self._on_accepted = on_accepted
+        self._keys = keys
         self._appending_since_s: dict[object, float] = {}
         self._bus = bus
         self._catalog = catalog
@@ -83,14 +96,27 @@ class IngestService:
         Unavailable (nothing was stored), OutcomeUnknown, Quarantined (after `wait_visible`).
         """
 
-        request.principal.require("ingest")
-        receipt, replayed = await self._accept(request)
+        answer = await self.accept(request)
         if not request.wait_visible:
-            return IngestAnswer(receipt, replayed=replayed)
-        snapshot_id = await self._wait_visible(receipt, request.deadline_s)
-        return IngestAnswer(
-            receipt, replayed=replayed, visible=snapshot_id is not None, snapshot_id=snapshot_id
-        )
+            return answer
+        return await self.seen(answer, request.deadline_s)
+
+    async def accept(self, request: IngestRequest) -> IngestAnswer:
+        """Makes the rows durable, without waiting for them. Raises what `ingest` raises."""
+
+        request.principal.require("ingest")
+        return await self._accept(request)
+
+    async def seen(self, answer: IngestAnswer, deadline_s: float) -> IngestAnswer:
+        """The answer after the wait for a snapshot that covers it. Raises Quarantined."""
+
+        snapshot_id = await self._wait_visible(answer.receipt, deadline_s)
+        return replace(answer, visible=snapshot_id is not None, snapshot_id=snapshot_id)
+
+    async def knows(self, principal: Principal, target: str, key: str) -> bool:
+        """True when a request with this key was accepted before. Raises Unavailable."""
+
+        return await self._bus.find_key(principal.principal_id, target, key) is not None
 
     @property
     def oldest_append_s(self) -> float:
@@ -102,13 +128,16 @@ class IngestService:
 
     # --- acceptance -------------------------------------------------------------------------
 
-    async def _accept(self, request: IngestRequest) -> tuple[Receipt, bool]:
+    async def _accept(self, request: IngestRequest) -> IngestAnswer:
         prepared: PreparedRows | None = None
         try:
             prepared, outcome = await self._append(request)
-        except (OutcomeUnknown, Forbidden):
+        except OutcomeUnknown:
             raise
         except LakebusError as refusal:
+            # The right to make a table says something about the request: whether it is needed.
+            if isinstance(refusal, Forbidden) and not request.create:
+                raise
             record = await self._known(request, refusal)
             if record is None:
                 raise
@@ -116,11 +145,28 @@ class IngestService:
             if isinstance(outcome, Accepted):
                 if self._on_accepted is not None:
                     self._on_accepted()
-                return outcome.receipt, False
+                await self._record(request, prepared)
+                return IngestAnswer(outcome.receipt, columns_skipped=prepared.skipped)
             record = outcome.record
         async with self._in_time(request, "key"):
-            await self._compare(request, record, prepared)
-        return record.receipt, True
+            same = await self._compare(request, record, prepared)
+        return IngestAnswer(record.receipt, replayed=True, columns_skipped=same.skipped)
+
+    async def _record(self, request: IngestRequest, prepared: PreparedRows) -> None:
+        """Who made which tables. The rows are durable, so nothing may look like a failure now."""
+
+        if self._keys is None:
+            return
+        try:
+            for table in prepared.creates:
+                await self._keys.audit(
+                    principal=request.principal.name,
+                    action="table.create",
+                    subject=table.schema.name,
+                    detail={"schema_version": table.schema.version},
+                )
+        except LakebusError as error:
+            _log.warning("the making of a table is missing in the audit log: %s", error)
 
     async def _known(self, request: IngestRequest, refusal: LakebusError) -> KeyRecord | None:
         """What the bus remembers of the request's key, asked before a refusal is uttered (A3)."""
@@ -192,42 +238,48 @@ class IngestService:
     # --- decoding under the current schema ----------------------------------------------------
 
     async def _prepare(self, request: IngestRequest, *, fresh: bool) -> PreparedRows:
-        bodies = None if request.table is not None else _split(request)
-        names = [request.table] if request.table is not None else list(bodies or ())
-        states = await self._states(request, names, fresh=fresh)
+        bodies = _bodies(request)
+        states = await self._states(request, bodies, fresh=fresh)
         try:
-            prepared = self._decode(request, _schemas(states), bodies)
-            if fresh or not prepared.rejects:
-                return prepared
+            decoded = self._decode(request, _schemas(states), bodies)
+            if fresh or not any(table.rows.rejected for table in decoded):
+                return await self._numbered(request, decoded)
         except RowsInvalid:
             if fresh:
                 raise
         # Rows that do not fit what is remembered may fit what the table is now.
-        again = await self._states(request, names, fresh=True)
-        return self._decode(request, _schemas(again), bodies)
+        again = await self._states(request, bodies, fresh=True)
+        return await self._numbered(request, self._decode(request, _schemas(again), bodies))
 
     def _decode(
         self,
         request: IngestRequest,
         schemas: Mapping[str, TableSchema],
-        bodies: Mapping[str, bytes] | None,
-    ) -> PreparedRows:
-        on_invalid, rows_max = request.on_invalid, self._settings.rows_max
-        if bodies is not None:
-            return prepare_several(schemas, bodies, on_invalid=on_invalid, rows_max=rows_max)
-        assert request.table is not None
-        return prepare_one(
-            schemas[request.table],
-            request.media_type,
-            request.body,
-            on_invalid=on_invalid,
-            rows_max=rows_max,
+        bodies: Mapping[str, TableBody],
+        *,
+        on_invalid: OnInvalid | None = None,
+    ) -> list[TableRows]:
+        return decode_tables(
+            schemas,
+            bodies,
+            several=request.table is None,
+            create=request.create,
+            on_invalid=on_invalid or request.on_invalid,
+            rows_max=self._settings.rows_max,
         )
+
+    async def _numbered(self, request: IngestRequest, decoded: Sequence[TableRows]) -> PreparedRows:
+        """The entry, after its new tables have got their ids: the payload names tables by id."""
+
+        new = sum(table.is_new for table in decoded)
+        numbers = await self._bus.number_tables(new) if new else None
+        return prepare_decoded(decoded, several=request.table is None, numbers=numbers)
 
     async def _states(
         self, request: IngestRequest, names: Iterable[str], *, fresh: bool
     ) -> dict[str, TableState]:
-        """The open tables of these names. Raises Forbidden, TableNotFound."""
+        """The open tables of these names, without those that may be made. Raises Forbidden,
+        TableNotFound."""
 
         found: dict[str, TableState] = {}
         for name in names:
@@ -236,6 +288,9 @@ class IngestService:
             state = await (self._tables.fresh_state if fresh else self._tables.state)(name)
             if not fresh and (state is None or not state.open):
                 state = await self._tables.fresh_state(name)
+            if state is None and request.create:
+                request.principal.require_table("create", name)
+                continue
             if state is None:
                 raise request.principal.table_not_found(name, await self._tables.names())
             if not state.open:
@@ -247,7 +302,7 @@ class IngestService:
 
     async def _compare(
         self, request: IngestRequest, record: KeyRecord, prepared: PreparedRows | None
-    ) -> None:
+    ) -> PreparedRows:
         """Raises IdempotencyConflict unless the payload is the one first accepted (A3, A4)."""
 
         if prepared is None or prepared.schema_versions != record.schema_versions:
@@ -258,6 +313,7 @@ class IngestService:
                 f"{record.receipt.batch_id}; nothing was stored. Use a new key for new rows",
                 batch_id=record.receipt.batch_id,
             )
+        return prepared
 
     async def _prepare_as_first(
         self, request: IngestRequest, record: KeyRecord
@@ -271,23 +327,24 @@ class IngestService:
             if schema is None:
                 raise Unavailable("the schema of the first attempt cannot be read now")
             schemas[schema.name] = schema
-        # Diverted rows are part of the payload, so they are diverted here whatever was asked.
-        rows_max = self._settings.rows_max
         try:
-            if request.table is None:
-                bodies = _split(request)
-                if set(bodies) != set(schemas):
-                    return None
-                return prepare_several(schemas, bodies, on_invalid="quarantine", rows_max=rows_max)
-            (schema,) = schemas.values()
-            return prepare_one(
-                schema,
-                request.media_type,
-                request.body,
-                on_invalid="quarantine",
-                rows_max=rows_max,
-            )
-        except (MalformedBody, MalformedRequest, RowsInvalid):
+            bodies = _bodies(request)
+            if request.table is None and set(bodies) != set(schemas):
+                return None
+            # The table may have been renamed since it took the rows of a request to it alone.
+            if request.table is not None:
+                (schema,) = schemas.values()
+                schemas = {request.table: schema}
+            # Diverted rows are part of the payload, so they are diverted whatever was asked.
+            decoded = self._decode(request, schemas, bodies, on_invalid="quarantine")
+            return prepare_decoded(decoded, several=request.table is None)
+        except (
+            MalformedBody,
+            MalformedRequest,
+            RowsInvalid,
+            TableNotFound,
+            UnsupportedMediaType,
+        ):
             return None
 
     # --- visibility -----------------------------------------------------------------------------
@@ -310,15 +367,35 @@ def _schemas(states: Mapping[str, TableState]) -> dict[str, TableSchema]:
     return {name: state.schema for name, state in states.items()}
 
 
-def _split(request: IngestRequest) -> dict[str, bytes]:
-    if request.media_type != JSON:
+def _bodies(request: IngestRequest) -> dict[str, TableBody]:
+    """What was sent for each table, by folded name. Raises what is wrong with the whole body."""
+
+    if request.table is not None:
+        return {request.table: TableBody(request.media_type, request.body)}
+    if request.media_type == MULTIPART:
+        bodies = _part_bodies(request)
+    elif request.media_type == JSON:
+        parts = split_tables(request.body)
+        bodies = {name: TableBody(JSON, body) for name, body in parts.items()}
+    else:
         raise UnsupportedMediaType(
-            f"rows for several tables are sent as {JSON}: {{table: [rows], …}}", supported=[JSON]
+            f"rows for several tables are sent as {JSON}: {{table: [rows], …}}, or as {MULTIPART}, "
+            "one part a table",
+            supported=[JSON, MULTIPART],
         )
-    bodies = split_tables(request.body)
     for name in bodies:
         try:
             fold_table_name(name)
         except SchemaInvalid:
             raise request.principal.table_not_found(name[:80]) from None
+    return bodies
+
+
+def _part_bodies(request: IngestRequest) -> dict[str, TableBody]:
+    bodies: dict[str, TableBody] = {}
+    for part in split_parts(request.body, request.boundary):
+        name = fold(part.name)
+        if name in bodies:
+            raise MalformedRequest(f"the body has two parts for the table {name[:80]!r}")
+        bodies[name] = TableBody(part.media_type, part.body)
     return bodies

@@ -29,6 +29,7 @@ from storage.postgres.pool import (
 )
 from storage.postgres.repairs import PostgresRepairs
 from storage.postgres.rewind import GuardSettings, HistoryGuard, Settled
+from storage.postgres.trace import PostgresTraces
 from storage.postgres.upkeep import PostgresUpkeep
 
 
@@ -70,6 +71,7 @@ class PostgresLake:
         self.erasing = PostgresErasing(pool=general, scans=scans, guard=guard)
         self.keys = PostgresKeys(pool=general)
         self.hints = PostgresHints(pool=general)
+        self.traces = PostgresTraces(pool=general)
         self.jobs = PostgresJobs(pool=general)
         self.inspection = PostgresInspection(pool=scans, keeps_marker=object_store is not None)
         self.repairs = PostgresRepairs(pool=general)

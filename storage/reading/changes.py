@@ -23,6 +23,7 @@ it needs no state in the server, and any replica can go on from it while `until`
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import dataclasses
 import datetime as dt
@@ -42,11 +43,12 @@ from lakebus.snapshots import DataFile
 from storage.catalog.interface import Catalog, Head, PublishedRange
 from storage.engine.plans import Integers, QueryPlan, ResultFormat, SourceTable
 from storage.files.parquet import scan_expression
-from storage.reading.holds import Pins, Unpinned, held
+from storage.reading.holds import Hold, Pins, Unpinned, held
 from storage.reading.manifest import Manifest, SnapshotView
 from storage.reading.planning import Planner, find_table
 from storage.reading.query import Engine
 from storage.reading.resolve import Resolved, Resolver, SnapshotChoice
+from storage.turns import OURSELVES, Party
 
 SNAPSHOT_COLUMN = "$snapshot"
 #: The hidden columns, before the table's own.
@@ -121,6 +123,7 @@ class ChangesRequest:
     timeout_ms: int = 30_000
     result_format: ResultFormat = "json"
     integers: Integers = "string"
+    party: Party = OURSELVES
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,11 +180,11 @@ class ChangeReader:
         # or from the oldest snapshot that is left.
         oldest = resolved.head.oldest_snapshot_id
         since = min(window.until, max(window.after, oldest))
-        async with held(self._pins, since, onward=since >= oldest):
-            return await self._page(request, resolved, deadline_s)
+        async with held(self._pins, since, onward=since >= oldest) as hold:
+            return await self._page(request, resolved, hold, deadline_s)
 
     async def _page(
-        self, request: ChangesRequest, resolved: Resolved, deadline_s: float
+        self, request: ChangesRequest, resolved: Resolved, hold: Hold, deadline_s: float
     ) -> ChangesPage:
         window = request.window
         view = await self._manifest.at(resolved.snapshot_id, resolved.head)
@@ -192,6 +195,7 @@ class ChangeReader:
         ]
         removed = await self._removed(view, schema, window.after, resolved.head)
         paths = self._planner.locate([*files, *removed])
+        await self._bring([*files, *removed], hold, deadline_s)
         place = window.place
         while True:
             ranges = await self._catalog.published_ranges(
@@ -216,6 +220,20 @@ class ChangeReader:
                 return page
             window = dataclasses.replace(window, place=place)
             return dataclasses.replace(page, cursor=window.encode(schema.table_id))
+
+    async def _bring(self, files: Sequence[DataFile], hold: Hold, deadline_s: float) -> None:
+        """To this machine, where the store keeps them elsewhere. Raises QueryTimeout."""
+
+        left_s = max(0.0, deadline_s - self._clock.monotonic_s())
+        try:
+            async with asyncio.timeout(left_s):
+                await self._planner.bring(files, hold)
+        except TimeoutError as error:
+            raise QueryTimeout(
+                "the time ran out while files were brought from the object store: raise timeout_ms,"
+                " or ask for fewer snapshots at once",
+                phase="fetch",
+            ) from error
 
     async def _removed(
         self, view: SnapshotView, schema: TableSchema, after: int, head: Head
@@ -259,6 +277,7 @@ class ChangeReader:
                 integers=request.integers,
                 rows_max=ROWS_MAX,
                 bytes_max=self._bytes_max,
+                party=request.party,
             )
         )
         try:

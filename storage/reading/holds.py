@@ -58,7 +58,7 @@ class Hold:
     """The right to read the files of a snapshot (and those after it), until it is released or
     broken."""
 
-    __slots__ = ("_broken", "_clock", "_grant", "_on_broken", "want")
+    __slots__ = ("_broken", "_clock", "_grant", "_on_broken", "_on_released", "want")
 
     def __init__(self, want: Want, grant: Grant, clock: Clock) -> None:
         self.want = want
@@ -66,6 +66,7 @@ class Hold:
         self._clock = clock
         self._broken = False
         self._on_broken: Callable[[], object] | None = None
+        self._on_released: Callable[[], object] | None = None
         grant.holds.add(self)
 
     def check(self) -> None:
@@ -87,6 +88,11 @@ class Hold:
         if self._broken and stop is not None:
             stop()
 
+    def when_released(self, end: Callable[[], object]) -> None:
+        """`end` is called once, at `release`, which follows a break too."""
+
+        self._on_released = end
+
     def guarded(self) -> _Guard:
         """A block (`async with`) that is cancelled when the hold breaks. Raises Unavailable then,
         and before and after it when the hold is broken."""
@@ -98,6 +104,9 @@ class Hold:
 
         self._on_broken = None
         self._grant.holds.discard(self)
+        if self._on_released is not None:
+            end, self._on_released = self._on_released, None
+            end()
 
     def move(self, grant: Grant) -> None:
         self._grant.holds.discard(self)
@@ -161,13 +170,13 @@ class Pins(Protocol):
 
 
 @asynccontextmanager
-async def held(pins: Pins, snapshot_id: int, *, onward: bool = False) -> AsyncIterator[None]:
+async def held(pins: Pins, snapshot_id: int, *, onward: bool = False) -> AsyncIterator[Hold]:
     """A hold for a block that reads everything it needs. Raises what `hold` and `guarded` raise."""
 
     hold = await pins.hold(snapshot_id, onward=onward)
     try:
         async with hold.guarded():
-            yield
+            yield hold
     finally:
         hold.release()
 

@@ -25,7 +25,7 @@ import dataclasses
 import itertools
 import logging
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from lakebus.errors import LakebusError, SnapshotExpired, Unavailable
@@ -158,10 +158,18 @@ class SnapshotView:
 
 
 class Manifest:
-    """One per process. `dead_rows_min`: so many useless files at least before a load anew."""
+    """One per process. `dead_rows_min`: so many useless files at least before a load anew.
+    `on_load`: called after each, when `needs` may deny what it affirmed before."""
 
-    def __init__(self, catalog: Catalog, *, dead_rows_min: int = 10_000) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        *,
+        dead_rows_min: int = 10_000,
+        on_load: Callable[[], None] | None = None,
+    ) -> None:
         self._catalog = catalog
+        self.on_load = on_load
         self._dead_rows_min = dead_rows_min
         self._copy: _Copy | None = None
         self._advance: asyncio.Task[None] | None = None
@@ -176,6 +184,12 @@ class Manifest:
     @property
     def file_count(self) -> int:
         return 0 if self._copy is None else len(self._copy.rows)
+
+    def needs(self, file_id: uuid.UUID) -> bool:
+        """Whether a snapshot may need the file, as far as is known here. False for a file that an
+        erasure has exchanged (E7)."""
+
+        return self._copy is None or file_id in self._copy.rows
 
     def prefetch(self, head: Head) -> None:
         """Begins to advance to a newer head in the background, so that its readers find it."""
@@ -254,20 +268,25 @@ class Manifest:
         assert head is not None
         copy = self._copy
         if copy is None or copy.history != head.history or copy.erasures < head.erasures:
-            self._copy = await self._load(head)
+            self._replace(await self._load(head))
             return
         if copy.until < head.snapshot_id:
             try:
                 delta = await self._catalog.manifest_delta(after=copy.until, until=head.snapshot_id)
             except SnapshotExpired:  # this process slept so long that ends were forgotten
-                self._copy = await self._load(head)
+                self._replace(await self._load(head))
                 return
             if delta.erasures != copy.erasures:
-                self._copy = await self._load(head)
+                self._replace(await self._load(head))
                 return
             await copy.apply(delta)
         if len(copy.rows) >= self._dead_rows_min and self._mostly_dead(copy, head):
-            self._copy = await self._load(head)
+            self._replace(await self._load(head))
+
+    def _replace(self, copy: _Copy) -> None:
+        self._copy = copy
+        if self.on_load is not None:
+            self.on_load()
 
     def _mostly_dead(self, copy: _Copy, head: Head) -> bool:
         dead = copy.dead(head.oldest_snapshot_id) - copy.kept_by_tags

@@ -10,19 +10,24 @@ from __future__ import annotations
 
 import difflib
 import functools
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from lakebus.errors import ConfigurationError, TableNotFound
+from lakebus.errors import ConfigurationError, Corrupt, TableNotFound, Unavailable
 from lakebus.schemas import TableSchema
 from lakebus.snapshots import DataFile
 from storage.engine.plans import Parameters, ParsedStatement, SourceTable
+from storage.files.cache import FileCache
 from storage.files.objects import ObjectStore
 from storage.files.parquet import scan_expression
 from storage.files.pruning import Predicate, prune, table_predicates
 from storage.reading.kept import Kept
 from storage.reading.manifest import SnapshotView
 from storage.reading.table_files import FileView
+from storage.reading.travel import Held
+
+_log = logging.getLogger(__name__)
 
 Visible = Callable[[str], bool]
 
@@ -30,17 +35,24 @@ _SUGGESTIONS_MAX = 3
 #: Longer parameter lists are not worth their key.
 _KEY_CHARACTERS_MAX = 4_096
 _PATHS_MAX = 200_000
+#: As the engine says it of a file that it finds missing or damaged.
+_DAMAGED_DETAIL = (
+    "the data could not be read just now; try again, and if it stays so have an operator run "
+    "`lakebus maintain validate`, which names data files that are missing or damaged"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class ScanPlan:
-    """What the engine reads. `bytes_scanned` is the size of the files listed."""
+    """What the engine reads. `bytes_scanned` is the size of the files listed. `remote`: files that
+    must be brought to this machine first."""
 
     sources: Mapping[str, SourceTable]
     files_scanned: int
     files_pruned: int
     bytes_scanned: int
     characters: int
+    remote: tuple[DataFile, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +62,18 @@ class _Table:
 
 
 class Planner:
-    """One per process. `characters_max` bounds the SQL text that kept plans hold, in characters."""
+    """One per process. `characters_max` bounds the SQL text that kept plans hold, in characters.
+    `cache`: where copies lie of files from a store that keeps none on this machine."""
 
-    def __init__(self, object_store: ObjectStore, *, characters_max: int = 64_000_000) -> None:
+    def __init__(
+        self,
+        object_store: ObjectStore,
+        *,
+        cache: FileCache | None = None,
+        characters_max: int = 64_000_000,
+    ) -> None:
         self._store = object_store
+        self._cache = cache
         self._plans: Kept[ScanPlan] = Kept(characters_max // 2)
         self._relations: Kept[str] = Kept(characters_max // 2)
         self._paths: dict[str, str] = {}
@@ -102,6 +122,7 @@ class Planner:
             predicates = table_predicates(parsed.tree, parameters, schemas, versions)
         sources: dict[str, SourceTable] = {}
         scanned = listed = size_bytes = characters = 0
+        remote: list[DataFile] = []
         for name, table in tables.items():
             predicate = predicates.get(name)
             files: Sequence[DataFile] = table.view.files
@@ -114,7 +135,9 @@ class Planner:
             scanned += len(files)
             size_bytes += sum(file.size_bytes for file in files)
             characters += len(relation)
-        return ScanPlan(sources, scanned, listed - scanned, size_bytes, characters)
+            if self._cache is not None:
+                remote += files
+        return ScanPlan(sources, scanned, listed - scanned, size_bytes, characters, tuple(remote))
 
     def _relation(self, table: _Table, files: Sequence[DataFile], ordered: bool) -> str:
         if len(files) < len(table.view.files):
@@ -137,12 +160,27 @@ class Planner:
         for file in files:
             path = paths.get(file.object_key)
             if path is None:
-                path = paths[file.object_key] = self._local_path(file.object_key)
+                path = paths[file.object_key] = self._local_path(file)
             found.append(path)
         return found
 
-    def _local_path(self, key: str) -> str:
-        path = self._store.local_path(key)
+    async def bring(self, files: Iterable[DataFile], hold: Held) -> None:
+        """Brings the files to where `locate` says; they stay there until `hold` is released.
+        Raises ResultTooLarge when they are more than copies are kept of, Unavailable."""
+
+        if self._cache is None:
+            return
+        try:
+            lease = await self._cache.lease(files)
+        except Corrupt as error:
+            _log.error("a query cannot have its files: %s %s", error, error.members)
+            raise Unavailable(_DAMAGED_DETAIL) from error
+        hold.when_released(lease.release)
+
+    def _local_path(self, file: DataFile) -> str:
+        if self._cache is not None:
+            return self._cache.path(file)
+        path = self._store.local_path(file.object_key)
         if path is None:
             raise ConfigurationError(
                 "the object store keeps no files on this machine, and the engine reads nothing "

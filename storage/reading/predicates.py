@@ -29,6 +29,7 @@ from lakebus.schemas import TableSchema
 from storage.engine.plans import Parameters, QueryPlan, SourceTable
 from storage.files.parquet import scan_expression
 from storage.reading.query import Engine
+from storage.turns import OURSELVES, Party
 
 #: What the guard allows in queries and what answers differently each time. `error` is volatile to
 #: DuckDB as well, and answers nothing.
@@ -77,6 +78,7 @@ class PredicateRequest:
     parameters: Parameters
     now: dt.datetime
     timeout_ms: int
+    party: Party = OURSELVES
 
 
 class Predicates(Protocol):
@@ -155,6 +157,7 @@ class PredicateChecker:
                     query_id=uuid.uuid4().hex,
                     deadline_s=request.timeout_ms / 1000,
                     parameters=request.parameters,
+                    party=request.party,
                 )
             )
         except SqlError as error:

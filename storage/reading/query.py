@@ -1,9 +1,10 @@
 """The query: one time budget from arrival to the last byte, one snapshot, one answer (D1-D11).
 
-The order: parse while the head is read, wait for the tokens, resolve the snapshot, hold its files,
-find the tables in it, prune, run. What a query reads is fixed before the engine hears of it: the
-engine gets files, never names it could look up again, so nothing that is published meanwhile can
-reach it (D1), and what is held is deleted by nobody before the answer's last byte (E3).
+The order: parse while the head is read, wait for the tokens, resolve the snapshot (and those that
+an AT names), hold their files, find the tables in them, prune, run. What a query reads is fixed
+before the engine hears of it: the engine gets files, never names it could look up again, so nothing
+that is published meanwhile can reach it (D1), and what is held is deleted by nobody before the
+answer's last byte (E3).
 """
 
 from __future__ import annotations
@@ -18,13 +19,18 @@ from typing import Protocol, TypeVar
 from lakebus.clock import Clock, SystemClock
 from lakebus.errors import LakebusError, MalformedRequest, QueryTimeout, VisibilityTimeout
 from lakebus.schemas import TableSchema
+from lakebus.snapshots import Snapshot
 from lakebus.tokens import TokenCodec
 from storage.engine.plans import Integers, Parameters, ParsedStatement, QueryPlan, ResultFormat
 from storage.reading.barrier import AnyToken
-from storage.reading.holds import Hold, Pins, Unpinned
+from storage.reading.holds import Pins, Unpinned
+from storage.reading.listings import Listings
 from storage.reading.manifest import Manifest, SnapshotView
 from storage.reading.planning import Planner, ScanPlan, Visible, find_table
+from storage.reading.references import erasures_of, plan_statement
 from storage.reading.resolve import LATEST, Resolved, Resolver, SnapshotChoice
+from storage.reading.travel import Held, choice_of, hold_all
+from storage.turns import OURSELVES, Party
 
 _Value = TypeVar("_Value")
 
@@ -65,6 +71,7 @@ class QueryLimits:
 @dataclass(frozen=True, slots=True)
 class QueryRequest:
     """`arrived_s`: when the request came, on the service's monotonic clock (default: now).
+    `party`: who asks, for the engine's queue.
     `pruning` exists so that tests can show that it is never visible (D11)."""
 
     sql: str
@@ -80,6 +87,7 @@ class QueryRequest:
     query_id: str = ""
     arrived_s: float | None = None
     pruning: bool = True
+    party: Party = OURSELVES
 
 
 @dataclass(slots=True)
@@ -100,7 +108,7 @@ class QueryAnswer:
     bytes_scanned: int
     snapshots: tuple[int, ...]
     result: Answering = field(repr=False)
-    hold: Hold = field(repr=False)
+    hold: Held = field(repr=False)
     clock: Clock = field(repr=False)
     began_s: float = field(repr=False)
     erasures: tuple[str, ...] = ()
@@ -193,6 +201,7 @@ class QueryService:
         self._pins = pins or Unpinned()
         self._manifest = manifest
         self._planner = planner
+        self._listings = Listings()
         self._engine = engine
         self._codec = codec
         self._limits = limits or QueryLimits()
@@ -202,8 +211,8 @@ class QueryService:
         """Runs one statement; returns when the first part of the answer is there.
 
         `visible` says which tables the caller may see. Raises what the parts raise; QueryTimeout
-        names the `phase` in which the budget ran out (`wait`, `plan`, `queue`, `execute`), and a
-        token that was not covered in time is VisibilityTimeout.
+        names the `phase` in which the budget ran out (`wait`, `plan`, `fetch`, `queue`, `execute`),
+        and a token that was not covered in time is VisibilityTimeout.
         """
 
         now_s = self._clock.monotonic_s()
@@ -215,25 +224,34 @@ class QueryService:
             resolved = await resolving
         finally:
             await _ended(resolving)
-        hold = await self._within(self._pins.hold(resolved.snapshot_id), deadline_s, arrived_s)
+        stops = await self._stops(request, parsed, resolved, deadline_s)
+        read = (resolved.snapshot_id, *(stop.snapshot_id for stop in stops))
+        hold = await self._within(hold_all(self._pins, read), deadline_s, arrived_s)
         answer: QueryAnswer | None = None
         try:
             async with hold.guarded():
-                view = await self._within(
-                    self._manifest.at(resolved.snapshot_id, resolved.head), deadline_s, arrived_s
-                )
-                scan = self._planner.plan(
-                    view,
+                views = [
+                    await self._within(self._manifest.at(one, resolved.head), deadline_s, arrived_s)
+                    for one in read
+                ]
+                scan = plan_statement(
+                    self._planner,
+                    self._listings,
                     parsed,
                     request.parameters,
+                    views,
                     visible=visible,
                     ordered=request.deterministic,
                     pruning=request.pruning,
                 )
+                if scan.remote:
+                    bringing = self._planner.bring(scan.remote, hold)
+                    await self._within(bringing, deadline_s, arrived_s, phase="fetch")
                 answer = await self._execute(
                     request, parsed, resolved, scan, hold, arrived_s, deadline_s
                 )
-                answer.erasures = _erasures(view, parsed)
+                answer.snapshots = tuple(dict.fromkeys(read))
+                answer.erasures = erasures_of(parsed, views)
         except BaseException:
             hold.release()
             if answer is not None:
@@ -292,13 +310,40 @@ class QueryService:
                 raise
             raise _timeout("wait", error.members.get("waited_ms", 0)) from error
 
-    async def _within(self, work: Awaitable[_Value], deadline_s: float, arrived_s: float) -> _Value:
+    async def _stops(
+        self,
+        request: QueryRequest,
+        parsed: ParsedStatement,
+        resolved: Resolved,
+        deadline_s: float,
+    ) -> list[Snapshot]:
+        """The snapshot of each AT. Tokens bind only references without it (D1)."""
+
+        try:
+            return [
+                await self._resolver.elsewhere(
+                    choice_of(travel.at, request.parameters),
+                    head=resolved.head,
+                    deadline_s=deadline_s,
+                )
+                for travel in parsed.travels
+            ]
+        except VisibilityTimeout as error:
+            raise _timeout("wait", error.members.get("waited_ms", 0)) from error
+
+    async def _within(
+        self,
+        work: Awaitable[_Value],
+        deadline_s: float,
+        arrived_s: float,
+        phase: str = "plan",
+    ) -> _Value:
         now_s = self._clock.monotonic_s()
         try:
             async with asyncio.timeout(max(0.0, deadline_s - now_s)):
                 return await work
         except TimeoutError as error:
-            raise _timeout("plan", (self._clock.monotonic_s() - arrived_s) * 1000) from error
+            raise _timeout(phase, (self._clock.monotonic_s() - arrived_s) * 1000) from error
 
     async def _execute(
         self,
@@ -306,7 +351,7 @@ class QueryService:
         parsed: ParsedStatement,
         resolved: Resolved,
         scan: ScanPlan,
-        hold: Hold,
+        hold: Held,
         arrived_s: float,
         deadline_s: float,
     ) -> QueryAnswer:
@@ -328,6 +373,7 @@ class QueryService:
                 rows_max=min(request.max_rows or limits.rows_max, limits.rows_max),
                 bytes_max=limits.bytes_max,
                 deterministic=request.deterministic,
+                party=request.party,
             )
         )
         return QueryAnswer(
@@ -359,17 +405,6 @@ def _description(view: SnapshotView, schema: TableSchema) -> TableDescription:
         len(files.files),
         max(files.epoch, view.first_snapshot(schema)),
     )
-
-
-def _erasures(view: SnapshotView, parsed: ParsedStatement) -> tuple[str, ...]:
-    """The marks of what the statement read (E7); the caller may see its tables."""
-
-    found: set[str] = set()
-    for name in parsed.tables:
-        schema = view.schema(name)
-        if schema is not None:
-            found.update(view.erasures(schema.table_id))
-    return tuple(sorted(found))
 
 
 def _timeout(phase: str, waited_ms: object) -> QueryTimeout:

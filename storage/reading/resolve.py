@@ -22,7 +22,7 @@ from lakebus.tokens import VisibilityToken
 from storage.catalog.interface import Catalog, Head
 from storage.reading.barrier import AnyToken, Barrier
 
-_SNAPSHOT_ID_MAX = 2**63 - 1
+SNAPSHOT_ID_MAX = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ def parse_choice(value: object) -> SnapshotChoice:
 def _snapshot_id(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise MalformedRequest('the id of a snapshot is a whole number, like {"id": 12}')
-    if not 0 <= value <= _SNAPSHOT_ID_MAX:
+    if not 0 <= value <= SNAPSHOT_ID_MAX:
         raise SnapshotNotFound(f"there is no snapshot {str(value)[:40]}")
     return value
 
@@ -152,6 +152,13 @@ class Resolver:
             (self._clock.monotonic_s() - started_s) * 1000,
             head.now,
         )
+
+    async def elsewhere(self, choice: SnapshotChoice, *, head: Head, deadline_s: float) -> Snapshot:
+        """The snapshot of an AT, in a request that has established `head`. Raises as `resolve` does
+        for a fixed one, and VisibilityTimeout while its time is not closed."""
+
+        async with self._barrier.ends_by(deadline_s):
+            return await self.fixed(choice, head=head)
 
     async def fixed(self, choice: SnapshotChoice, *, head: Head) -> Snapshot:
         """The snapshot of an id or a time, retained when `head` was read or later."""

@@ -51,6 +51,7 @@ def call(data_dir: Path, method: str, path: str, body: object = None) -> dict[st
         },
     )
     with urllib.request.urlopen(request, timeout=60) as answer:
+        assert len(answer.headers.get_all("x-request-id")) == 1  # Serve's or ours, not both
         value: dict[str, Any] = json.loads(answer.read())
     return value
 
@@ -75,6 +76,22 @@ def test_connection_file_is_private_and_enough_for_a_first_answer(data_dir: Path
         },
     )
     assert read["rows"] == [[10]]
+
+
+def test_a_table_is_made_by_its_first_rows(data_dir: Path) -> None:
+    rows = [{"page": "/", "ms": 12, "at": "2026-01-31T12:00:00Z", "by": None}, {"ms": 7.5}]
+    written = call(data_dir, "POST", "/v1/tables/visits/rows?create=true", rows)
+    assert written["columns_skipped"] == ["by"]
+    read = call(
+        data_dir,
+        "POST",
+        "/v1/query",
+        {
+            "sql": 'SELECT page, ms, "at" FROM visits ORDER BY ms DESC',
+            "min_visibility_token": written["receipt"]["visibility_token"],
+        },
+    )
+    assert read["rows"] == [["/", 12.0, "2026-01-31T12:00:00.000000Z"], [None, 7.5, None]]
 
 
 def test_nothing_of_the_whole_application_listens_beyond_loopback(data_dir: Path) -> None:

@@ -8,6 +8,7 @@ pytest.register_assert_rewrite(
     "tests.conformance.bus",
     "tests.conformance.catalog",
     "tests.conformance.contents",
+    "tests.conformance.creating",
     "tests.conformance.delete_rig",
     "tests.conformance.deletes",
     "tests.conformance.door",

@@ -2,6 +2,7 @@
 
 from tests.conformance.bus import *  # noqa: F403
 from tests.conformance.catalog import *  # noqa: F403
+from tests.conformance.creating import *  # noqa: F403
 from tests.conformance.deletes import *  # noqa: F403
 from tests.conformance.door import *  # noqa: F403
 from tests.conformance.erasures import *  # noqa: F403
@@ -16,6 +17,7 @@ from tests.conformance.querying import *  # noqa: F403
 from tests.conformance.reading import *  # noqa: F403
 from tests.conformance.restart import *  # noqa: F403
 from tests.conformance.restore import *  # noqa: F403
+from tests.conformance.sql_surface import *  # noqa: F403
 from tests.conformance.upkeep import *  # noqa: F403
 from tests.conformance.upkeep_files import *  # noqa: F403
 from tests.conformance.write_intents import *  # noqa: F403

@@ -43,7 +43,7 @@ class Pause:
 class Run:
     """The test's own function runs here. Only in the test's process."""
 
-    function: Callable[[], Awaitable[None] | None]
+    function: Callable[[], Awaitable[object] | None]
 
 
 Action = Crash | Stop | Delay | Raise | Pause | Run

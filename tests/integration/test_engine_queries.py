@@ -66,7 +66,7 @@ async def test_namespaced_names_and_columns_qualified_by_them(
 async def test_D10_only_the_columns_of_the_source_are_visible(
     engine: QueryEngine, table: SourceTable
 ) -> None:
-    described = await rows(engine, "DESCRIBE t", {"t": table})
+    described = await rows(engine, "DESCRIBE FROM t", {"t": table})
     assert [row[0] for row in described] == ["id", "half", "name"]
     with pytest.raises(errors.SqlError):
         await rows(engine, 'SELECT "$shard" FROM t', {"t": table})

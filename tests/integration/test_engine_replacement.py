@@ -17,6 +17,7 @@ import pytest_asyncio
 
 from lakebus import errors
 from storage.engine.engine import QueryEngine
+from storage.turns import Party
 from tests.integration.engine_rig import (
     LONG,
     STUBBORN,
@@ -212,11 +213,34 @@ async def test_queue_is_in_order_and_its_time_counts(ready: QueryEngine) -> None
     assert ready.status()["running"] == ready.status()["queued"] == 0
 
 
+async def test_a_flood_by_one_principal_is_passed_by_another(ready: QueryEngine) -> None:
+    flood, other = Party(1), Party(2)
+    holders = [await ready.execute(plan(ENDLESS, rows_max=10**9, party=flood)) for _ in range(3)]
+    done: list[str] = []
+
+    async def ask(name: str, party: Party) -> None:
+        await rows(ready, "SELECT 1", party=party)
+        done.append(name)
+
+    waiting = [asyncio.create_task(ask(f"flood {n}", flood)) for n in range(4)]
+    await until(lambda: ready.status()["queued"] == 4)
+    waiting.append(asyncio.create_task(ask("other", other)))
+    await until(lambda: ready.status()["queued"] == 5)
+    await holders[0].aclose()
+    await waiting[-1]
+    assert done == ["other"]
+    for holder in holders:
+        await holder.aclose()
+    await asyncio.gather(*waiting)
+    assert done == ["other", *(f"flood {n}" for n in range(4))]
+    assert ready.status()["running"] == ready.status()["queued"] == 0
+
+
 async def test_queue_is_bounded(ready: QueryEngine) -> None:
     holders = [await ready.execute(plan(ENDLESS, rows_max=10**9)) for _ in range(3)]
     waiting = [asyncio.create_task(rows(ready, "SELECT 1")) for _ in range(6)]
     await until(lambda: ready.status()["queued"] == 6)
-    with pytest.raises(errors.Unavailable, match="waiting"):
+    with pytest.raises(errors.RateLimited, match="waiting"):
         await rows(ready, "SELECT 2")
     for holder in holders:
         await holder.aclose()

@@ -13,15 +13,18 @@ import httpx
 
 from lakebus.clock import SystemClock
 from serve_app.app import create_app
-from serve_app.bodies import ByteBudget
 from serve_app.dependencies import Dependencies, HttpLimits
+from serve_app.limits import Admission
+from serve_app.limits_bytes import ByteBudget
 from serve_app.routing import HttpApplication
 from storage.bus.memory import MemoryBus
+from storage.bus.memory_trace import MemoryTraces
 from storage.bus.settings import BusSettings
 from storage.catalog.interface import Published
 from storage.catalog.memory import MemoryCatalog
 from storage.catalog.memory_upkeep import MemoryUpkeep
 from storage.engine.plans import ParsedStatement, QueryPlan
+from storage.files.cache import FileCache
 from storage.files.objects import LocalObjectStore
 from storage.ingesting.batches import BatchService
 from storage.ingesting.deletes import DeleteService
@@ -216,6 +219,9 @@ async def server(
     lake: MemoryLake | None = None,
     keys: MemoryKeyStore | None = None,
     store: Any = None,
+    cache: FileCache | None = None,
+    admission: Admission | None = None,
+    budget: ByteBudget | None = None,
 ) -> AsyncIterator[Server]:
     limits = limits or HttpLimits()
     lake = lake or MemoryLake(settings=bus_settings or BusSettings(shards=2), clock=SystemClock())
@@ -227,8 +233,10 @@ async def server(
     resolver = Resolver(catalog=catalog, barrier=barrier)
     keyring = KeyRing(keys or MemoryKeyStore())
     tables = TableCache(catalog)
-    budget = ByteBudget(limits.inflight_bytes_max)
-    planner = Planner(store or LocalPaths())
+    budget = budget or ByteBudget(limits.inflight_bytes_max)
+    planner = Planner(store or LocalPaths(), cache=cache)
+    if cache is not None:
+        cache.needed, manifest.on_load = manifest.needs, cache.sweep
     dependencies = Dependencies(
         keyring=keyring,
         catalog=catalog,
@@ -238,9 +246,15 @@ async def server(
         manifest=manifest,
         limits=limits,
         budget=budget,
+        admission=admission or Admission(),
         ready={"catalog": catalog.head, "bus": bus.ends},
         ingest=IngestService(
-            bus=bus, catalog=catalog, barrier=barrier, tables=tables, settings=ingest_settings
+            bus=bus,
+            catalog=catalog,
+            barrier=barrier,
+            tables=tables,
+            settings=ingest_settings,
+            keys=keyring.store,
         ),
         tables=TableService(catalog=catalog, barrier=barrier, tables=tables, keys=keyring.store),
         deletes=DeleteService(
@@ -261,6 +275,7 @@ async def server(
         predicates=PredicateChecker(engine),
         batches=BatchService(bus=bus, watcher=watcher),
         quarantine=QuarantineService(bus=bus, catalog=catalog, keys=keyring.store),
+        traces=MemoryTraces(lake),
         maintenance=MaintenanceService(
             jobs=MemoryJobs(lake), upkeep=MemoryUpkeep(lake), catalog=catalog, keys=keyring.store
         ),

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
 import dataclasses
+import uuid
 from collections.abc import Sequence
 from typing import Any
 

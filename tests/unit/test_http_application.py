@@ -70,6 +70,15 @@ async def test_request_ids_are_taken_or_made(lake: Server) -> None:
         assert answer.headers["x-request-id"] != bad
 
 
+async def test_an_id_is_answered_once_where_the_server_in_front_echoes_it(lake: Server) -> None:
+    lake.app.ids_echoed = True
+    given = await lake.get("/v1/nothing", x_request_id="mine-1")
+    assert "x-request-id" not in given.headers
+    assert given.json()["request_id"] == "mine-1"
+    made = await lake.get("/v1/nothing", x_request_id="a b")
+    assert made.headers["x-request-id"] == made.json()["request_id"] != "a b"
+
+
 async def test_websockets_are_closed(lake: Server) -> None:
     exchange = RawExchange()
 

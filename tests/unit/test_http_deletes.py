@@ -16,9 +16,9 @@ from storage.ingesting.grants import Grant
 from storage.maintenance.jobs import JobKind
 from storage.maintenance.memory_jobs import MemoryJobs
 from storage.reading.predicates import PredicateRequest
+from tests.unit.command_rig import Lake
+from tests.unit.command_rig import lake as commands
 from tests.unit.http_rig import Server, problem
-from tests.unit.test_client_commands import Lake
-from tests.unit.test_client_commands import lake as commands
 from tests.unit.test_http_engine import lake
 
 __all__ = ["commands", "lake"]  # the fixtures

@@ -88,6 +88,9 @@ def test_file_in_the_data_folder_is_found(tmp_path: Path) -> None:
         ({"LAKEBUS_CONFIG": "/nowhere/lakebus.toml"}, "no settings file /nowhere/lakebus.toml"),
         ({"LAKEBUS_PROFILE": "production"}, "postgres.dsn must be given"),
         ({"LAKEBUS_QUERY_TIMEOUT_MS_MAX": "10"}, "query.timeout_ms_default must not exceed"),
+        ({"LAKEBUS_MAINTENANCE_SAFETY_WINDOW_S": "119"}, "must be at least query.pin_ttl_s (120)"),
+        ({"LAKEBUS_MAINTENANCE_SNAPSHOT_KEEP_HOURS": "0.01"}, "(0.01, which is 36 s) must be at"),
+        ({"LAKEBUS_BUS_INTENT_TTL_S": "5"}, "bus.intent_ttl_s (5) must be at least"),
     ],
 )
 def test_wrong_settings_say_what_to_change(environ: dict[str, str], said: str) -> None:
