@@ -69,12 +69,15 @@ ENDLESS = [
     "SELECT count(*) FROM range(1000000000000) r WHERE hash(r.range) = 1",
     "SELECT count(*) FROM range(1000000) a, range(1000000) b, range(9) c WHERE hash(a, b, c) = 1",
     "WITH RECURSIVE a(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM a) SELECT max(n) FROM a",
+    "SELECT regexp_matches(repeat('ab', 5000000), '(a?b?){400}[^ab]')",
+    "SELECT levenshtein(repeat('ab', 60000), repeat('ba', 60000))",
+]
+#: What they gather grows: memory ends them on a fast machine, time on a slow one.
+GROWING = [
     "SELECT max(s) FROM (SELECT repeat('x', 1000) || hash(range) AS s FROM range(100000000)"
     " ORDER BY s OFFSET 1)",
     "SELECT count(DISTINCT repeat('x', 100) || range) FROM range(1000000000)",
     "SELECT max(c) FROM (SELECT list(range) OVER (ORDER BY range) AS c FROM range(1000000))",
-    "SELECT regexp_matches(repeat('a', 1000000), '(a?){1000}(a){1000}')",
-    "SELECT levenshtein(repeat('ab', 60000), repeat('ba', 60000))",
 ]
 
 
@@ -123,10 +126,11 @@ async def test_D9_what_has_no_end_is_ended_and_a_neighbour_has_its_answer(
     run again in the next one."""
 
     sql = "SELECT count(*) FROM range(3000000) t(n) WHERE hash(n) % 3 = 5"
-    for bomb in ENDLESS:
+    ends = [(bomb, {LATE}) for bomb in ENDLESS] + [(bomb, {LATE, TOO_LARGE}) for bomb in GROWING]
+    for bomb, expected in ends:
         await until_spare(engine)
         neighbour = asyncio.create_task(rows(engine, sql, deadline_s=_LONG_S))
-        assert await _end(engine, bomb, _SHORT_S) is LATE, bomb
+        assert await _end(engine, bomb, _SHORT_S) in expected, bomb
         assert await neighbour == [["0"]], bomb
     assert engine.status()["kills"] > 0
     assert engine.status()["running"] == 0
