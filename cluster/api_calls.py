@@ -10,14 +10,11 @@ later is an error, never a shorter answer (contract D9).
 
 from __future__ import annotations
 
-import datetime as dt
 import http.client
 import json
-import random
 import socket
 import threading
 import time
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -26,14 +23,13 @@ from urllib.parse import urlencode, urlsplit
 
 from lakebus import errors
 from lakebus.client import Client, connect
-from lakebus.clock import format_time
+from lakebus.client_forms import pause_after_s, write_headers
 
 JSON = "application/json"
 #: Beyond the server's own deadline, for the way there and back.
 _GRACE_S = 2.0
 #: One attempt waits so long on the server, at most: longer than that it takes no request.
 _ATTEMPT_S = 100.0
-_PAUSE_S, _PAUSE_S_MAX = 0.05, 2.0
 _READ_BYTES = 256 * 1024
 _MEMBERS = frozenset({"type", "title", "status", "detail", "code", "retryable"})
 #: Depth first: a class comes after the group whose code it shares, and stays.
@@ -122,14 +118,14 @@ class Api:
         if document is not None:
             named["content-type"], body = JSON, json.dumps(document).encode()
         if method != "GET":
-            named = {**_write_headers(key), **named}
+            named = {**write_headers(key or None), **named}
         deadline_s = time.monotonic() + (self.timeout_s if timeout_s is None else timeout_s)
         attempt = 0
         while True:
             try:
                 return self._once(method, path, query, body, named, deadline_s, timed=timed)
             except errors.LakebusError as error:
-                pause_s = _pause_s(error, attempt)
+                pause_s = pause_after_s(error, attempt)
                 if not error.retryable or time.monotonic() + pause_s >= deadline_s:
                     raise
             attempt += 1
@@ -150,7 +146,7 @@ class Api:
                 answer = self._answer("POST", path, body, headers, deadline_s)
                 break
             except errors.LakebusError as error:
-                pause_s = _pause_s(error, attempt)
+                pause_s = pause_after_s(error, attempt)
                 if not error.retryable or time.monotonic() + pause_s >= deadline_s:
                     raise
             attempt += 1
@@ -257,13 +253,6 @@ class Api:
                 self._open.discard(connection)
 
 
-def _write_headers(key: str | None) -> dict[str, str]:
-    return {
-        "idempotency-key": key or str(uuid.uuid4()),
-        "idempotency-not-before": format_time(dt.datetime.now(dt.UTC)),
-    }
-
-
 def _parts_of(answer: http.client.HTTPResponse) -> Iterator[bytes]:
     try:
         while part := answer.read1(_READ_BYTES):
@@ -300,10 +289,3 @@ def _error_of(answer: http.client.HTTPResponse, body: bytes) -> errors.LakebusEr
     error = kind(document["detail"], retry_after_s=retry_after_s, **members)
     error.retryable = bool(document["retryable"])  # type: ignore[misc]
     return error
-
-
-def _pause_s(error: errors.LakebusError, attempt: int) -> float:
-    """What the server asked for, or a doubling pause; spread, so that many do not come at once."""
-
-    backoff_s = min(_PAUSE_S_MAX, _PAUSE_S * 2.0 ** min(attempt, 16))
-    return max(error.retry_after_s or 0.0, backoff_s) * (0.75 + random.random() / 2)
