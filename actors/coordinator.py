@@ -27,6 +27,7 @@ import uuid
 from dataclasses import dataclass
 from enum import StrEnum
 
+from actors.brake import FilesBrake
 from actors.lease_keeper import LeaseKeeper
 from actors.lease_manager import Leases
 from actors.loop import LoopStatus, OnFatal, RoleLoop, Turn
@@ -88,6 +89,7 @@ class CommitCoordinator:
         tracing: Tracing,
         on_fatal: OnFatal,
         chance: Chance = SYSTEM_CHANCE,
+        brake: FilesBrake | None = None,
     ) -> None:
         self._chance = chance
         self._instance = instance
@@ -105,13 +107,14 @@ class CommitCoordinator:
         self._asking: asyncio.Task[Claim | None] | None = None
         self._alone = False
         self._unsound = 0
+        self._linger = Linger(
+            linger_s=settings.linger_ms / 1e3,
+            entries_min=settings.linger_entries_min,
+            clock=clock,
+        )
         self._pace = ClaimPace(
             shards=bus.shards,
-            linger=Linger(
-                linger_s=settings.linger_ms / 1e3,
-                entries_min=settings.linger_entries_min,
-                clock=clock,
-            ),
+            linger=self._linger,
             entries_large=settings.range_entries_large,
             bytes_large=settings.range_bytes_large,
         )
@@ -123,6 +126,9 @@ class CommitCoordinator:
         )
         self._claims = self._make_loop("coordinator", self._turn)
         self._renewals = self._make_loop("lease_keeper", self._renew)
+        self._brakes: RoleLoop | None = None
+        if brake is not None:
+            self._brakes = self._make_loop("brake", lambda: brake.look(self._linger))
 
     async def start(self) -> None:
         """Warms the encoder up and begins to claim. Raises EncoderUnsound."""
@@ -130,16 +136,26 @@ class CommitCoordinator:
         await self._stager.warm_up()
         self._claims.start()
         self._renewals.start()
+        if self._brakes is not None:
+            self._brakes.start()
 
     def wake(self) -> None:
         """A hint that there is something to claim."""
 
         self._claims.wake.set()
 
+    @property
+    def has_brake(self) -> bool:
+        """Whether it publishes less often while there are too many small files."""
+
+        return self._brakes is not None
+
     async def stop(self) -> None:
         """Claims nothing new, ends what is under way if that is quick, and gives back the rest."""
 
         await self._claims.stop()
+        if self._brakes is not None:
+            await self._brakes.stop()
         await self._give_back_unseen()
         if self._tasks:
             _, late = await asyncio.wait(self._tasks, timeout=self._settings.stop_s_max)

@@ -18,10 +18,23 @@ class Linger:
         self._linger_s = linger_s
         self._entries_min = entries_min
         self._clock = clock
+        self._slowed_s = 0.0
+        self._last_s = float("-inf")
         self._begun: deque[tuple[float, int]] = deque()
 
+    def slow_down(self, least_s: float) -> None:
+        """From now on lingers so long at least, whatever was begun; 0: as by its settings."""
+
+        self._slowed_s = least_s
+
+    def idle_s(self) -> float:
+        """How long ago anything was begun; infinity for never."""
+
+        return self._clock.monotonic_s() - self._last_s
+
     def begin(self, entries: int) -> None:
-        self._begun.append((self._clock.monotonic_s(), entries))
+        self._last_s = self._clock.monotonic_s()
+        self._begun.append((self._last_s, entries))
 
     def carry(self, entries: int) -> None:
         """Adds to what was begun last, without beginning anew."""
@@ -33,11 +46,12 @@ class Linger:
         """How long to wait before the next beginning."""
 
         now, begun = self._clock.monotonic_s(), self._begun
-        while begun and begun[0][0] <= now - self._linger_s:
+        slowed = self._slowed_s > self._linger_s
+        linger_s = self._slowed_s if slowed else self._linger_s
+        while begun and begun[0][0] <= now - linger_s:
             begun.popleft()
-        if not begun or sum(entries for _, entries in begun) < self._entries_min:
-            return 0.0
-        return begun[-1][0] + self._linger_s - now
+        load = slowed or sum(entries for _, entries in begun) >= self._entries_min
+        return begun[-1][0] + linger_s - now if begun and load else 0.0
 
 
 class ClaimPace:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from actors.backend import Backend
+from actors.brake import FilesBrake
 from actors.coordinator import CommitCoordinator
 from actors.hints import HintReceiver
 from actors.lease_manager import LeaseManager, Leases
@@ -192,6 +193,29 @@ class RoleHost:
             metrics=self._metrics,
             tracing=backend.tracing,
             on_fatal=self._on_fatal,
+            brake=self._make_brake(),
+        )
+
+    def _make_brake(self) -> FilesBrake | None:
+        """None where nobody would release it, because nobody compacts."""
+
+        backend, settings = self._backend, self._backend.settings
+        upkeep, bound = backend.upkeep, backend.maintenance
+        if upkeep is None or backend.jobs is None or not backend.maintainer.enabled:
+            return None
+        if settings.linger_ms_max <= settings.linger_ms:
+            return None
+
+        async def count() -> int:
+            found = await upkeep.file_counts(small_bytes=bound.small_file_bytes)
+            return max((small for _, small in found.values()), default=0)
+
+        return FilesBrake(
+            count=count,
+            small_files_max=bound.small_files_max,
+            linger_s_max=settings.linger_ms_max / 1e3,
+            clock=self._clock,
+            metrics=self._metrics,
         )
 
     def _make_receiver(self, coordinator: CommitCoordinator) -> HintReceiver:

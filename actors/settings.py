@@ -16,6 +16,8 @@ class RoleSettings:
     :param claim_poll_ms: how long a coordinator waits for a hint before it looks by itself.
     :param linger_ms: least time between two rounds of claims, and between two publishes, under
         load, so that files grow; never waited after idle.
+    :param linger_ms_max: the longest such time, when compaction does not keep up (`actors.brake`);
+        at most `linger_ms`: never longer.
     :param linger_entries_min: fewer entries than this begun within a linger are no load.
     :param range_bytes_large, range_entries_large: a range of this size makes a large file anyway,
         so the next claim does not linger.
@@ -44,6 +46,7 @@ class RoleSettings:
 
     claim_poll_ms: int = 100
     linger_ms: int = 30
+    linger_ms_max: int = 2_000
     linger_entries_min: int = 5
     range_bytes_large: int = 8 * 1024 * 1024
     range_entries_large: int = 1_024
@@ -124,5 +127,12 @@ class MaintainerSettings:
 
 
 _MAY_BE_ZERO = frozenset(
-    {"linger_ms", "linger_entries_min", "verdicts_max", "hint_every_ms", "hold_s_min"}
+    {
+        "linger_ms",
+        "linger_ms_max",
+        "linger_entries_min",
+        "verdicts_max",
+        "hint_every_ms",
+        "hold_s_min",
+    }
 )

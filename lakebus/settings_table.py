@@ -144,6 +144,12 @@ class PublishSettings(Section):
     linger_ms: int = setting(
         30, "Pause between two publications while commits keep coming.", ge=0, le=10_000
     )
+    linger_ms_max: int = setting(
+        2_000,
+        "The longest such pause, while tables have far more small files than they may keep.",
+        ge=0,
+        le=10_000,
+    )
     commits_max: int = setting(64, "Commits joined in one publication.", ge=1, le=10_000)
     stage_ahead: int = setting(
         1, "Ranges a coordinator writes while an earlier one is being published.", ge=0, le=16

@@ -90,6 +90,7 @@ METRICS: tuple[Metric, ...] = (
         "Publishes whose reply was lost, by what reading back told",
         ("resolved",),
     ),
+    Metric("lakebus_brake_linger_seconds", _G, "Pause between claims for too many small files"),
     Metric("lakebus_leases_held_count", _G, "Leases this process is working under"),
     Metric("lakebus_leases_lost_total", _C, "Leases found to be reclaimed by somebody else"),
     Metric("lakebus_backlog_entries", _G, "Entries accepted and not terminal", ("shard",)),
