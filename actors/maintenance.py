@@ -275,7 +275,7 @@ class Maintainer:
     async def _outcome(self, claim: JobClaim) -> str:
         job = claim.job
         begun_too_often = (
-            job.attempt > self._settings.attempts_max and job.kind is not JobKind.ERASE
+            job.fruitless_attempts > self._settings.attempts_max and job.kind is not JobKind.ERASE
         )
         if begun_too_often and not await self._has_published(job):
             # It takes its process down each time.
@@ -332,16 +332,25 @@ class Maintainer:
                 _LOG.info("the lease of the job %s waits: %s", claim.job.job_id, error)
 
     async def _give_back(self, claim: JobClaim, error: LakebusError) -> str:
-        job, settings = claim.job, self._settings
+        settings = self._settings
+        job = await self._noted(claim.job)
         _LOG.warning("the %s job %s has to wait: %s", job.kind, job.job_id, error)
         # An erasure is owed: it is tried until it is done.
-        if job.attempt >= settings.attempts_max and job.kind is not JobKind.ERASE:
+        if job.fruitless_attempts >= settings.attempts_max and job.kind is not JobKind.ERASE:
             text = f"gave up after {job.attempt} attempts: {error.detail}"
             return await self._give_up(claim, error.code, text)
-        whole = min(self._pause_s_max(job), settings.backoff_s * 2.0 ** min(job.attempt - 1, 30))
+        doublings = min(max(job.fruitless_attempts - 1, 0), 30)
+        whole = min(self._pause_s_max(job), settings.backoff_s * 2.0**doublings)
         delay_s = whole * (1.0 + self._chance.jitter()) / 2
         await self._surely(lambda: self._jobs.give_back(claim, delay_s=delay_s, error=error.detail))
         return "given_back"
+
+    async def _noted(self, job: Job) -> Job:
+        """The job with what this attempt has noted, if the database tells."""
+
+        with contextlib.suppress(RetryLater, OutcomeUnknown):
+            return await self._jobs.job(job.job_id) or job
+        return job
 
     def _pause_s_max(self, job: Job) -> float:
         """A compaction waits no longer than until the next one would be due: small files come in

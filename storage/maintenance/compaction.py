@@ -12,9 +12,11 @@ rewrite that ends early goes on where it stopped when it is asked for again.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
-from collections.abc import Mapping, Sequence
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, Final
@@ -47,6 +49,8 @@ _ROUNDS_MAX: Final = 16
 _LOST_MAX: Final = 5
 #: How often the size of a rewrite is halved for attempts that died.
 _HALVINGS_MAX: Final = 6
+#: Rewrites of so many bytes are published together at most.
+_TOGETHER_BYTES_MAX: Final = 64 * 1024**2
 
 
 async def compact(context: JobContext, job: Job) -> Mapping[str, Any]:
@@ -56,15 +60,16 @@ async def compact(context: JobContext, job: Job) -> Mapping[str, Any]:
     tables = await tables_to_visit(context, wanted.table_id, least_files=1 if wanted.full else 2)
     if job.dry_run:
         return await _dry_run(context, tables, wanted)
-    smaller = replace(context, settings=settings_of_attempt(context.settings, job.attempt))
-    return await _Compaction(smaller, wanted).run(tables)
+    settings = settings_of_attempt(context.settings, job.fruitless_attempts)
+    return await _Compaction(replace(context, settings=settings), job, wanted).run(tables)
 
 
-def settings_of_attempt(settings: MaintenanceSettings, attempt: int) -> MaintenanceSettings:
-    """Every further attempt rewrites half as much at once. What died in the middle of a rewrite,
-    again and again, had nothing to show for it; a part of it gets done."""
+def settings_of_attempt(settings: MaintenanceSettings, fruitless: int) -> MaintenanceSettings:
+    """Every further attempt in a row that publishes nothing rewrites half as much at once. What
+    died in the middle of a rewrite, again and again, had nothing to show for it; a part of it gets
+    done."""
 
-    halvings = min(max(attempt - 1, 0), _HALVINGS_MAX)
+    halvings = min(max(fruitless - 1, 0), _HALVINGS_MAX)
     return replace(
         settings,
         inputs_max=_halved(settings.inputs_max, halvings, least=2 * settings.inputs_min),
@@ -114,10 +119,13 @@ class _Round(Enum):
 
 
 class _Compaction:
-    def __init__(self, context: JobContext, wanted: _Wanted) -> None:
-        self._context, self._wanted = context, wanted
+    def __init__(self, context: JobContext, job: Job, wanted: _Wanted) -> None:
+        self._context, self._job, self._wanted = context, job, wanted
         self._totals = SwapTotals()
-        self._tables: list[Mapping[str, object]] = []
+        self._made: set[uuid.UUID] = set()
+        noted = job.report.get("tables", ())  # by earlier attempts
+        self._swaps_of: dict[int, int] = {line["table_id"]: line["swaps"] for line in noted}
+        self._names: dict[int, str] = {line["table_id"]: line["table"] for line in noted}
         self._began_s = context.clock.monotonic_s()
         self._ended_early = False
 
@@ -134,14 +142,17 @@ class _Compaction:
         return self._report()
 
     async def _table(self, table: TableSchema, full_until: int | None) -> None:
-        """Rounds until nothing is due. A round that leaves as many files as it found is the last:
-        it would be planned again for ever."""
+        """Rounds until nothing is due of the files that were there at first, and of those made of
+        them: what comes in meanwhile is left to the next job, which merges more of it at once, so
+        that a table under a flood does not keep the others waiting. A round that leaves as many
+        files as it found is the last: it would be planned again for ever."""
 
         before = self._totals.swaps
         damaged: set[str] = set()
         lost = 0
+        until = (await patiently(self._context, self._context.catalog.head)).snapshot_id
         for _ in range(_ROUNDS_MAX):
-            plans = await self._plan(table, full_until, damaged)
+            plans = await self._plan(table, until, full_until, damaged)
             if not plans:
                 break
             taken, made = self._totals.files_in, self._totals.files_out
@@ -155,37 +166,43 @@ class _Compaction:
             idle = full_until is None and self._grew(plans, taken, made)
             if ended is _Round.STOP or (ended is _Round.DONE and idle):
                 break
-        if self._totals.swaps > before and len(self._tables) < LINES_MAX:
-            swaps = self._totals.swaps - before
-            self._tables.append({"table": table.name, "table_id": table.table_id, "swaps": swaps})
+        if self._totals.swaps > before:
+            swaps = self._swaps_of.get(table.table_id, 0) + self._totals.swaps - before
+            self._swaps_of[table.table_id] = swaps
+            self._names[table.table_id] = table.name
 
     def _grew(self, plans: Sequence[RewritePlan], taken: int, made: int) -> bool:
         split = any(plan.partition is None and plan.split for plan in plans)
         return not split and self._totals.files_out - made >= self._totals.files_in - taken
 
     async def _plan(
-        self, table: TableSchema, full_until: int | None, damaged: set[str]
+        self, table: TableSchema, until: int, full_until: int | None, damaged: set[str]
     ) -> list[RewritePlan]:
         context = self._context
         files = await live_files(context, table)
         schema = await newest_schema(context, table)
         if schema is None:
             return []
-        whole = [file for file in files if str(file.file_id) not in damaged]
-        return plan_rewrites(schema, whole, context.settings, full_until=full_until)
+        chosen = [
+            file
+            for file in files
+            if (file.first_snapshot <= until or file.file_id in self._made)
+            and str(file.file_id) not in damaged
+        ]
+        return plan_rewrites(schema, chosen, context.settings, full_until=full_until)
 
     async def _round(
         self, table: TableSchema, plans: Sequence[RewritePlan], damaged: set[str]
     ) -> _Round:
-        for plan in plans:
-            if self._spent(plan.input_bytes):
+        for together in _swaps(plans, self._context.settings):
+            if self._spent(sum(plan.input_bytes for plan in together)):
                 self._ended_early = True
                 return _Round.STOP
             if table.table_id in await patiently(self._context, self._tables_taken):
                 self._totals.skip(table.name, "a delete that lost files to compaction comes first")
                 return _Round.STOP
             try:
-                await self._rewrite(table, plan)
+                await self._rewrite(table, together)
             except SwapLost as error:
                 _LOG.info("a rewrite is given up: %s", error)
                 self._totals.lost += 1
@@ -202,14 +219,16 @@ class _Compaction:
             await self._context.note(self._report())
         return _Round.DONE
 
-    async def _rewrite(self, table: TableSchema, plan: RewritePlan) -> None:
+    async def _rewrite(self, table: TableSchema, plans: Sequence[RewritePlan]) -> None:
         work = SwapWork(
             table=table,
             operation=SwapOperation.COMPACT,
-            parts=(RewritePart(inputs=plan.inputs, split=plan.split),),
-            summary={"reason": str(plan.reason)},
+            parts=tuple(RewritePart(inputs=plan.inputs, split=plan.split) for plan in plans),
+            summary={"reason": ", ".join(sorted({str(plan.reason) for plan in plans}))},
         )
-        self._totals.add(await run_swap(self._context, work))
+        done = await run_swap(self._context, work)
+        self._made.update(done.file_ids)
+        self._totals.add(done)
 
     async def _tables_taken(self) -> frozenset[int]:
         return await tables_taken(self._context.upkeep)
@@ -224,10 +243,33 @@ class _Compaction:
 
     def _report(self) -> dict[str, Any]:
         return {
-            **self._totals.report(),
-            "tables": list(self._tables),
+            **self._totals.report(self._job),
+            "tables": [
+                {"table": self._names[table_id], "table_id": table_id, "swaps": swaps}
+                for table_id, swaps in itertools.islice(self._swaps_of.items(), LINES_MAX)
+            ],
             "ended_early": self._ended_early,
         }
+
+
+def _swaps(
+    plans: Sequence[RewritePlan], settings: MaintenanceSettings
+) -> Iterator[list[RewritePlan]]:
+    """Small rewrites of neighbours in the plan are published together: to publish costs as much as
+    to merge a few dozen small files, and each publish is a snapshot. Not more at once than one
+    rewrite may take, nor so much that its loss would hurt."""
+
+    together: list[RewritePlan] = []
+    files = size = 0
+    for plan in plans:
+        over_files = files + len(plan.inputs) > settings.inputs_max
+        if together and (over_files or size + plan.input_bytes > _TOGETHER_BYTES_MAX):
+            yield together
+            together, files, size = [], 0, 0
+        together.append(plan)
+        files, size = files + len(plan.inputs), size + plan.input_bytes
+    if together:
+        yield together
 
 
 async def _dry_run(

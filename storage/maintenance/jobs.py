@@ -66,6 +66,10 @@ class JobRequest:
     fingerprint: bytes | None = None
 
 
+#: In reports: the number of the last attempt that published something, 0 for none.
+LAST_FRUITFUL_ATTEMPT: Final = "last_fruitful_attempt"
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """`report` is JSON: what the job did (or, as a dry run, would do). `error` is set when it
@@ -88,6 +92,13 @@ class Job:
     @property
     def ended(self) -> bool:
         return self.state in (JobState.DONE, JobState.FAILED)
+
+    @property
+    def fruitless_attempts(self) -> int:
+        """How often it was begun since an attempt published something; 1 for the first. One that
+        was killed after half of its work is no sign that the job cannot be done."""
+
+        return self.attempt - int(self.report.get(LAST_FRUITFUL_ATTEMPT, 0))
 
 
 @dataclass(frozen=True, slots=True)

@@ -159,12 +159,14 @@ class _Plan:
 
 @dataclass(slots=True)
 class _Report:
+    job: Job
     totals: SwapTotals = field(default_factory=SwapTotals)
     tables: list[Mapping[str, object]] = field(default_factory=list)
     snapshots: Mapping[str, object] | None = None
 
     def told(self) -> dict[str, Any]:
-        return {**self.totals.report(), "tables": list(self.tables), "snapshots": self.snapshots}
+        tables = [*self.job.report.get("tables", ()), *self.tables][:LINES_MAX]
+        return {**self.totals.report(self.job), "tables": tables, "snapshots": self.snapshots}
 
 
 async def retain(context: JobContext, job: Job) -> Mapping[str, Any]:
@@ -174,7 +176,7 @@ async def retain(context: JobContext, job: Job) -> Mapping[str, Any]:
     table_id = table_of(job, given.pop("table", None))
     budget_bytes = positive(given, "budget_bytes", BUDGET_BYTES)
     refuse_unknown(given, "retention", "table, budget_bytes")
-    report = _Report()
+    report = _Report(job)
     for table in await tables_to_visit(context, table_id, least_files=1):
         if not row_retention(table.retention):
             continue

@@ -84,6 +84,7 @@ class SwapDone:
     of files that went whole, which nobody read."""
 
     snapshot_id: int
+    file_ids: tuple[uuid.UUID, ...]
     files_in: int
     files_out: int
     bytes_in: int
@@ -327,6 +328,7 @@ def _done(
     assert swapped.snapshot_id is not None
     return SwapDone(
         snapshot_id=swapped.snapshot_id,
+        file_ids=tuple(file.file_id for file in files),
         files_in=len(work.inputs),
         files_out=len(files),
         bytes_in=sum(file.size_bytes for file in work.inputs),

@@ -6,18 +6,31 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from storage.maintenance.jobs import LAST_FRUITFUL_ATTEMPT, Job
 from storage.maintenance.rewriting import RowSum
 from storage.maintenance.swapping import SwapDone
 
 #: Lines of a list in a report; the rest is only counted.
 LINES_MAX: Final = 1_000
+_SUMMED: Final = (
+    "swaps",
+    "files_in",
+    "files_out",
+    "bytes_in",
+    "bytes_out",
+    "rows_in",
+    "rows_out",
+    "rows_removed",
+    "seconds",
+    "spilled_bytes",
+)
 _MB: Final = 1_000_000
 
 
 @dataclass(slots=True)
 class SwapTotals:
-    """Sums over the swaps of a job. `before` and `after` are of rows that were read and written;
-    files that went whole were not read."""
+    """Sums over the swaps of one attempt of a job. `before` and `after` are of rows that were read
+    and written; files that went whole were not read."""
 
     swaps: int = 0
     files_in: int = 0
@@ -56,8 +69,26 @@ class SwapTotals:
         if len(self.skipped) < LINES_MAX:
             self.skipped.append({"table": table, "reason": reason})
 
-    def report(self) -> dict[str, Any]:
-        rate = self.bytes_in / _MB / self.seconds if self.seconds else 0.0
+    def report(self, job: Job) -> dict[str, Any]:
+        """Of the whole job: with what its earlier attempts had noted."""
+
+        whole = self._with(job.report)
+        rate = whole.bytes_in / _MB / whole.seconds if whole.seconds else 0.0
+        fruitful = job.attempt if self.swaps else job.report.get(LAST_FRUITFUL_ATTEMPT, 0)
+        return {**whole._told(), "mb_per_s": round(rate, 2), LAST_FRUITFUL_ATTEMPT: fruitful}
+
+    def _with(self, noted: Mapping[str, Any]) -> SwapTotals:
+        sums = {name: getattr(self, name) + noted.get(name, 0) for name in _SUMMED}
+        hashes = {
+            name: getattr(self, name) + RowSum(0, int(noted.get(f"hash_sum_{name}", "0"), 16))
+            for name in ("before", "removed", "after")
+        }
+        skipped = [*noted.get("skipped", ()), *self.skipped][:LINES_MAX]
+        last = noted.get("snapshot_id") if self.snapshot_id is None else self.snapshot_id
+        lost = self.lost + noted.get("swaps_lost", 0)
+        return SwapTotals(**sums, **hashes, lost=lost, snapshot_id=last, skipped=skipped)
+
+    def _told(self) -> dict[str, Any]:
         return {
             "swaps": self.swaps,
             "files_in": self.files_in,
@@ -71,7 +102,6 @@ class SwapTotals:
             "hash_sum_removed": hash_text(self.removed),
             "hash_sum_after": hash_text(self.after),
             "seconds": round(self.seconds, 3),
-            "mb_per_s": round(rate, 2),
             "spilled_bytes": self.spilled_bytes,
             "swaps_lost": self.lost,
             "snapshot_id": self.snapshot_id,

@@ -117,6 +117,32 @@ async def test_a_compaction_waits_no_longer_than_for_the_next_one(world: World) 
     assert len(lost.begun) == 8
 
 
+async def test_attempts_that_got_something_done_are_not_held_against_a_job(world: World) -> None:
+    """What is killed again and again, and publishes a part of its work each time, is no job that
+    cannot be done: it neither fails nor waits longer and longer."""
+
+    job = await world.ask()
+    runner = ScriptedRunner(Unavailable("the process of the job is lost"))
+
+    async def run(claim: JobClaim) -> Mapping[str, Any]:
+        await world.jobs.note(claim, {"last_fruitful_attempt": claim.job.attempt})
+        return await ScriptedRunner.run(runner, claim)
+
+    runner.run = run  # type: ignore[method-assign]
+    maintainer = world.maintainer(runner, attempts_max=2)
+    for _ in range(6):
+        assert len(await tick(maintainer)) == 1
+        world.advance_s(8.1)  # the first pause is the longest
+    found = await world.found(job)
+    assert (found.state, found.attempt) == (State.QUEUED, 6)
+
+    runner.run = lambda claim: ScriptedRunner.run(runner, claim)  # type: ignore[method-assign]
+    for _ in range(2):
+        assert len(await tick(maintainer)) == 1
+        world.advance_s(SETTINGS.backoff_s_max)
+    assert (await world.found(job)).state is State.FAILED
+
+
 @pytest.mark.parametrize(
     ("error", "code"),
     [

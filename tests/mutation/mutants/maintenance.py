@@ -260,11 +260,62 @@ _MAINTAINED = (
         "An erasure that failed some times is tried no more.",
         Edit(
             _MAINTAINER,
-            "if job.attempt >= settings.attempts_max and job.kind is not JobKind.ERASE:",
-            "if job.attempt >= settings.attempts_max:",
+            "if job.fruitless_attempts >= settings.attempts_max and job.kind is not JobKind.ERASE:",
+            "if job.fruitless_attempts >= settings.attempts_max:",
         ),
         killers=unit("test_actors_maintenance.py", "test_E7_an_erasure_is_tried_until_it_is_done"),
     ),
 )
 
-MUTANTS = (*_PROOFS, *_RACES, *_COLLECTED, *_MAINTAINED)
+_FLOODED = (
+    mutant(
+        "brake_is_never_put_on",
+        "B3",
+        "However many small files there are, coordinators publish as often as before.",
+        Edit("actors/brake.py", "linger.slow_down(pause_s)", "linger.slow_down(0.0)"),
+        killers=unit(
+            "test_actors_brake.py",
+            "test_a_coordinator_publishes_less_often_under_a_flood_of_files",
+        ),
+    ),
+    mutant(
+        "brake_stays_on",
+        "B3",
+        "A lake that was flooded once publishes slowly for ever.",
+        Edit("actors/brake.py", "min(max(share, 0.0), 1.0)", "min(max(share, 0.5), 1.0)"),
+        killers=unit(
+            "test_actors_brake.py",
+            "test_a_lone_writer_is_slowed_down_too_and_nobody_once_files_are_merged",
+        ),
+    ),
+    mutant(
+        "compaction_chases_what_comes_in",
+        "C7",
+        "A table that is written to all the time keeps the job from all others.",
+        Edit(
+            "storage/maintenance/compaction.py",
+            "if (file.first_snapshot <= until or file.file_id in self._made)",
+            "if (True)",
+        ),
+        killers=unit(
+            "test_maintenance_rounds.py",
+            "test_files_that_come_in_meanwhile_are_left_to_the_next_job",
+        ),
+    ),
+    mutant(
+        "job_forgets_its_earlier_attempts",
+        "E5",
+        "The record of a job that was begun again tells of its last attempt only.",
+        Edit(
+            "storage/maintenance/totals.py",
+            "whole = self._with(job.report)",
+            "whole = self",
+        ),
+        killers=unit(
+            "test_maintenance_rounds.py",
+            "test_an_attempt_that_died_is_counted_in_the_report_of_the_next",
+        ),
+    ),
+)
+
+MUTANTS = (*_PROOFS, *_RACES, *_COLLECTED, *_MAINTAINED, *_FLOODED)
