@@ -33,8 +33,9 @@ refused: a row error names row, column, value and reason, and nothing is stored 
 table is made from such a row (`create=true`).
 
 NDJSON is judged as JSON is, Parquet as Arrow is. A missing member, an empty CSV field without
-quotes and JSON `null` are null in every type. Lists, structs and maps are not column types yet; a
-`json` column takes arrays and objects.
+quotes and JSON `null` are null in every type. Lists, structs and maps hold values of all types by
+the rules of these types; in CSV they are JSON text. `c.b[0]` says where in the column `c` a value
+does not fit, elements counted from 0 as rows are.
 
 """
 
@@ -66,6 +67,22 @@ _TEXTS: Final[dict[str, tuple[str, ...]]] = {
     ),
     "uuid": ('"0F2B4C1E-0000-4000-8000-000000000000"', '"0f2b4c1e000040008000000000000000"'),
     "json": ('{"a": [1, 2.50]}', '"text"', "1", "null"),
+    "integer[]": ("[1, null]", "[]", "[1, 2.5]", "1"),
+    "decimal(5,2)[][]": ('[[1.5, "2"], null]', "[[1.005]]"),
+    "struct(a integer, b varchar)": (
+        '{"B": "x", "a": 1}',
+        "{}",
+        '{"a": "1"}',
+        '{"a": 1, "c": 2}',
+        '{"a": 1, "A": 2}',
+    ),
+    "map(varchar, integer)": (
+        '{"x": 1, "y": null}',
+        '[{"key": "x", "value": 1}]',
+        '{"x": 1, "x": 2}',
+        '{"x": 1.5}',
+    ),
+    "map(date, boolean)": ('{"2026-01-31": true}', '{"today": true}', '[{"key": null}]'),
 }
 
 
@@ -101,6 +118,28 @@ _ARRAYS: Final[dict[str, tuple[tuple[pa.DataType, Any], ...]]] = {
     "timestamptz": ((pa.timestamp("ms", "Europe/Berlin"), _DAY), (pa.timestamp("us"), _LOCAL)),
     "uuid": ((pa.binary(16), bytes(15) + b"\x07"), (pa.binary(4), b"four")),
     "json": ((pa.string(), '{"a": 1}'), (pa.string(), "{"), (pa.int64(), 1)),
+    "integer[]": (
+        (pa.list_(pa.int64()), [1, None]),
+        (pa.large_list(pa.int64()), [1, 2**40]),
+        (pa.list_(pa.float32(), 2), [1.0, 2.0]),
+        (pa.list_(pa.string()), ["1"]),
+        (pa.int64(), 1),
+    ),
+    "struct(a integer, b varchar)": (
+        (pa.struct([("B", pa.large_string()), ("A", pa.int8())]), {"B": "x", "A": 1}),
+        (pa.struct([("a", pa.int32())]), {"a": 1}),
+        (pa.struct([("a", pa.int32()), ("c", pa.int32())]), {"a": 1, "c": 2}),
+        (pa.struct([("a", pa.float64())]), {"a": 1.5}),
+    ),
+    "map(varchar, integer)": (
+        (pa.map_(pa.string(), pa.int64()), [("x", 1), ("y", None)]),
+        (
+            pa.list_(pa.struct([("key", pa.string()), ("value", pa.int32())])),
+            [{"key": "x", "value": 1}],
+        ),
+        (pa.map_(pa.string(), pa.int64()), [("x", 1), ("x", 2)]),
+        (pa.map_(pa.int32(), pa.int32()), [(1, 1)]),
+    ),
 }
 
 
@@ -158,7 +197,8 @@ def _outcome(kind: str, media_type: str, body: bytes) -> str:
         batch = decode_rows(schema, media_type, body, rows_max=9).batch
     except RowsInvalid as refusal:
         (error,) = refusal.members["errors"]
-        return f"refused: {_plain(error['reason'])}"
+        where = "" if error["column"] == "c" else f"`{error['column']}` "
+        return f"refused: {_plain(where + error['reason'])}"
     stored = rows_as_json(schema, batch, rows_max=1)[0]["c"]
     return "null" if stored is None else _code(json.dumps(stored, ensure_ascii=False))
 

@@ -14,6 +14,7 @@ from tests.conformance.suite import *  # noqa: F403
 _LIVE = (
     "tests.conformance.deletes",
     "tests.conformance.erasures",
+    "tests.conformance.nested",
     "tests.conformance.reading",
     "tests.conformance.querying",
     "tests.conformance.sql_surface",

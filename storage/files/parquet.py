@@ -2,7 +2,8 @@
 
 A file names columns by field id, which is the column id; names inside are only for people. So a
 rename, a drop and a late column need no rewrite: `scan_expression` asks DuckDB for field ids, a
-missing one reads as NULL, and a narrower type in an old file is widened.
+missing one reads as NULL, and a narrower type in an old file is widened. What is inside of a nested
+column never changes, so fields of structs have no ids and are found by name.
 
 What makes the footer's statistics safe (contract D11), found by `tests/unit/test_pruning_D11.py`:
 
@@ -10,7 +11,7 @@ What makes the footer's statistics safe (contract D11), found by `tests/unit/tes
   a float column that holds a NaN gets no statistics in the file at all.
 * DuckDB 2.0 takes every row for a null when it looks for `IS NULL` in a chunk of text or blobs that
   is not dictionary-encoded and whose bounds are equal: such a column gets none either. JSON, whose
-  bounds help nobody, never has any.
+  bounds help nobody, never has any, nor have lists, structs and maps.
 * Arrow writes a zero minimum as -0.0 and a zero maximum as 0.0, and leaves out bounds of text
   longer than 4 KiB instead of cutting them.
 """
@@ -37,7 +38,8 @@ from lakebus.schemas import (
     TableSchema,
 )
 from lakebus.snapshots import ColumnStatistics
-from storage.files.statistics import storage_of, table_statistics
+from storage.files.statistics import UNBOUNDED, storage_of, table_statistics
+from storage.rows.nested_arrays import relaid_column
 from storage.rows.types import ColumnType, Family, parse_type
 
 #: Field ids of the hidden columns: far above any column id, and below the ids from 2147483539 up
@@ -152,8 +154,21 @@ def in_file_type(kind: ColumnType, array: pa.Array | pa.ChunkedArray) -> pa.Arra
     if kind.family is Family.JSON:
         # Marked as JSON in the file, DuckDB takes the text as it is; unmarked, it would parse
         # every value again to cast it.
-        return _as_extension(pa.json_(pa.string()), array)
+        return _as_extension(_JSON, array)
+    if kind.is_nested and _holds_json(kind):
+        return relaid_column(kind, array, _leaf_in_file)
     return array
+
+
+_JSON = pa.json_(pa.string())
+
+
+def _holds_json(kind: ColumnType) -> bool:
+    return kind.family is Family.JSON or any(map(_holds_json, kind.children))
+
+
+def _leaf_in_file(kind: ColumnType, array: pa.Array) -> pa.Array:
+    return _as_extension(_JSON, array) if kind.family is Family.JSON else array
 
 
 def _as_extension(
@@ -189,7 +204,7 @@ def group_may_have_bounds(
     """Whether one row group lets its column have bounds in the footer; a file gives a column
     bounds only if every group does. `statistics` are the group's."""
 
-    if kind.family is Family.JSON:
+    if kind.family in UNBOUNDED:
         return False
     if kind.family is Family.FLOAT:
         # No bound beside a value: a NaN.
@@ -243,6 +258,8 @@ def distinct_counts(table: pa.Table) -> dict[str, int]:
         column = table.column(name)
         if name in HIDDEN_TYPES or pa.types.is_boolean(column.type):
             continue
+        if pa.types.is_nested(column.type):
+            continue  # no kernel counts them
         if isinstance(column.type, pa.BaseExtensionType):
             column = storage_of(column)
         found[name] = pc.count_distinct(column).as_py()
@@ -290,16 +307,29 @@ def scan_expression(
         columns = [*((HIDDEN_FIELD_IDS[n], n, HIDDEN_TYPES[n][0]) for n in HIDDEN_TYPES), *columns]
     if not columns:
         raise SchemaInvalid(f"the table {schema.name} has no columns to read")
+    structs = {column.name for column in schema.columns if _is_struct(column.type)}
     if not paths:
         nothing = ", ".join(f'NULL::{type_} AS "{name}"' for _, name, type_ in columns)
         return f"(SELECT {nothing} WHERE false)"
-    names = ", ".join(f'"{name}"' for _, name, _ in columns)
+    names = ", ".join(_whole(name) if name in structs else f'"{name}"' for _, name, _ in columns)
     order = ""
     if ordered:
         order = " ORDER BY " + ", ".join(f'"{name}"' for name in HIDDEN_COLUMNS)
         if not hidden:
             columns += [(HIDDEN_FIELD_IDS[n], n, HIDDEN_TYPES[n][0]) for n in HIDDEN_TYPES]
     return f"(SELECT {names} FROM {_read_parquet(columns, paths)}{order})"
+
+
+def _is_struct(sql_type: str) -> bool:
+    return sql_type.startswith("struct(") and not sql_type.endswith("]")
+
+
+def _whole(name: str) -> str:
+    """A struct that is read as a whole. DuckDB 2.0 reads only the fields that a query names, and in
+    a file without the column, where the whole struct is the default, that is an internal error
+    which ends its database; it does not look through an expression."""
+
+    return f'coalesce("{name}", NULL) AS "{name}"'
 
 
 def _read_parquet(columns: Sequence[tuple[int, str, str]], paths: Sequence[str]) -> str:

@@ -66,7 +66,7 @@ from storage.files.partition_values import (
     widest_integer,
 )
 from storage.files.statistics import storage_of
-from storage.rows.types import ColumnType, Family, parse_type
+from storage.rows.types import NESTED, ColumnType, Family, parse_type
 
 TRANSFORMS_MAX: Final = 4
 BUCKETS_MAX: Final = 1024
@@ -78,7 +78,7 @@ _NUMBER = re.compile(r"[0-9]{1,19}")
 
 _TIMES = frozenset({Family.DATE, Family.TIMESTAMP, Family.TIMESTAMPTZ})
 _INSTANTS = frozenset({Family.TIMESTAMP, Family.TIMESTAMPTZ})
-_NEVER = frozenset({Family.FLOAT, Family.JSON})
+_NEVER = NESTED | {Family.FLOAT, Family.JSON}
 
 
 _FAMILIES: Final[Mapping[TransformKind, frozenset[Family]]] = {

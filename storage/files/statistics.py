@@ -19,7 +19,8 @@ timestamp,    microseconds since 1970-01-01 UTC,         numeric
 timestamptz   floor for the minimum, ceiling for the
               maximum
 uuid          canonical lower-case text                  as 128-bit number, without sign
-json          (none)                                     never a bound
+json, list,   (none)                                     never a bound
+struct, map
 ============  =========================================  =====================================
 
 Text and blobs longer than 64 bytes are cut: a cut minimum is a prefix (not greater than the value),
@@ -42,9 +43,11 @@ import pyarrow.compute as pc
 
 from lakebus.schemas import TableSchema
 from lakebus.snapshots import ColumnStatistics
-from storage.rows.types import ColumnType, Family, parse_type
+from storage.rows.types import NESTED, ColumnType, Family, parse_type
 
 BOUND_BYTES_MAX: Final = 64
+#: Families whose values have no bounds, here and in the footers of files.
+UNBOUNDED: Final = NESTED | {Family.JSON}
 
 _EPOCH_ORDINAL = dt.date(1970, 1, 1).toordinal()
 _DATE_DAYS_MIN = dt.date.min.toordinal() - _EPOCH_ORDINAL
@@ -59,7 +62,7 @@ def column_statistics(kind: ColumnType, column: pa.Array | pa.ChunkedArray) -> C
     """Null count and bounds of one column; `column` has the Arrow type of `kind`."""
 
     null_count: int = column.null_count
-    if kind.family is Family.JSON or null_count == len(column):
+    if kind.family in UNBOUNDED or null_count == len(column):
         return ColumnStatistics(null_count)
     if kind.family is Family.FLOAT and has_nan(column):
         return ColumnStatistics(null_count)
@@ -232,7 +235,7 @@ def merged_statistics(
 
     null_count = sum(part.null_count for _, part in parts)
     claims = [part for rows, part in parts if part.null_count < rows]
-    if not claims or kind.family is Family.JSON:
+    if not claims or kind.family in UNBOUNDED:
         return ColumnStatistics(null_count)
     value = BOUND_READERS[kind.family]
     lowers = [part.minimum for part in claims if part.minimum is not None]

@@ -20,9 +20,11 @@ from storage.ingesting.layouts import (
     renamed_retention,
     renamed_sort_by,
 )
-from storage.rows.types import ColumnType, Family, parse_type
+from storage.rows.types import ColumnType, Family, leaves_of, parse_type
 
 COLUMNS_MAX = 1000
+#: Scalars in all columns together: each is a column of its own in a data file.
+LEAVES_MAX = 4000
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,7 @@ class TableDefinition:
             raise SchemaInvalid(f"a table has at most {COLUMNS_MAX} columns")
         columns = tuple(checked_column(column) for column in self.columns)
         _refuse_repeated([column.name for column in columns])
+        _refuse_leaves(columns)
         return CheckedDefinition(
             name=name,
             columns=columns,
@@ -115,6 +118,7 @@ class TableChangeRequest:
         columns = self._columns(schema)
         try:
             _refuse_repeated([column.name for column in columns])
+            _refuse_leaves(columns)
         except SchemaInvalid as error:
             raise SchemaChangeInvalid(error.detail) from None
         renames = self._renames
@@ -194,6 +198,11 @@ def widened(column: Column, wider: str) -> Column:
     SchemaChangeInvalid."""
 
     old, new = parse_type(column.type), parse_type(wider)
+    if old.is_nested and old != new:
+        raise SchemaChangeInvalid(
+            f"the column {column.name} cannot go from {old.sql} to {new.sql}: what is inside of a "
+            "list, struct or map does not change; add a column of the new type and drop this one"
+        )
     if not _holds_all(old, new):
         raise SchemaChangeInvalid(
             f"the column {column.name} cannot go from {old.sql} to {new.sql}: only integers to "
@@ -207,6 +216,8 @@ def _holds_all(old: ColumnType, new: ColumnType) -> bool:
     if old.family is not new.family:
         return False
     match old.family:
+        case Family.LIST | Family.STRUCT | Family.MAP:
+            return old == new
         case Family.INTEGER:
             return new.low <= old.low and old.high <= new.high
         case Family.FLOAT:
@@ -234,3 +245,11 @@ def _refuse_repeated(names: Sequence[str]) -> None:
         if name in seen:
             raise SchemaInvalid(f"there are two columns named {name}")
         seen.add(name)
+
+
+def _refuse_leaves(columns: Sequence[Column]) -> None:
+    if sum(leaves_of(parse_type(column.type)) for column in columns) > LEAVES_MAX:
+        raise SchemaInvalid(
+            f"a table has at most {LEAVES_MAX} scalars, those inside of lists, structs and maps "
+            "among them"
+        )

@@ -18,7 +18,7 @@ from typing import Final
 from lakebus.errors import SchemaChangeInvalid, SchemaInvalid
 from lakebus.schemas import Column, fold_name
 from storage.files.partitions import parse_partition_by, renamed_transform, transform_column
-from storage.rows.types import Family, parse_type
+from storage.rows.types import NESTED, Family, parse_type
 
 SORT_COLUMNS_MAX: Final = 16
 CURVE_COLUMNS_MAX: Final = 4
@@ -29,8 +29,8 @@ _CURVE = re.compile(r"([A-Za-z]+) ?\((.*)\)", re.DOTALL)
 _DURATION = re.compile(r"([0-9]{1,12}) ?(second|minute|hour|day|week)s?")
 _UNIT_S: Final = {"second": 1, "minute": 60, "hour": 3_600, "day": 86_400, "week": 604_800}
 _TIMES: Final = (Family.DATE, Family.TIMESTAMP, Family.TIMESTAMPTZ)
-_UNSORTED: Final = (Family.JSON,)
-_UNCURVED: Final = (Family.JSON, Family.BLOB)
+_UNSORTED: Final = NESTED | {Family.JSON}
+_UNCURVED: Final = _UNSORTED | {Family.BLOB}
 _DURATION_SHAPE: Final = '{"rows": {"column": "ts", "for": "90 days"}}'
 
 

@@ -7,10 +7,12 @@ import datetime as dt
 import decimal
 import math
 import uuid
+from typing import Any
 
 import pyarrow as pa
 
 from lakebus.schemas import TableSchema
+from storage.rows.types import ColumnType, Family, parse_type
 
 
 def rows_as_json(
@@ -18,11 +20,38 @@ def rows_as_json(
 ) -> list[dict[str, object]]:
     """The first rows by column name; columns that the schema does not have are left out."""
 
-    names = {str(column.column_id): column.name for column in schema.columns}
+    columns = {
+        str(column.column_id): (column.name, parse_type(column.type)) for column in schema.columns
+    }
     return [
-        {names[key]: _plain(value) for key, value in row.items() if key in names}
+        {
+            columns[key][0]: _value(columns[key][1], value)
+            for key, value in row.items()
+            if key in columns
+        }
         for row in batch.slice(0, rows_max).to_pylist()
     ]
+
+
+def _value(kind: ColumnType, value: Any) -> object:
+    """Maps with text keys are objects, others lists of pairs."""
+
+    if value is None:
+        return None
+    match kind.family:
+        case Family.LIST:
+            return [_value(kind.children[0], one) for one in value]
+        case Family.STRUCT:
+            fields = zip(kind.names, kind.children, strict=True)
+            return {name: _value(child, value[name]) for name, child in fields}
+        case Family.MAP:
+            key, held = kind.children
+            pairs = [(_value(key, k), _value(held, v)) for k, v in value]
+            if key.family is Family.VARCHAR:
+                return {str(k): v for k, v in pairs}
+            return [{"key": k, "value": v} for k, v in pairs]
+        case _:
+            return _plain(value)
 
 
 def _plain(value: object) -> object:

@@ -54,7 +54,7 @@ from storage.reading.barrier import Barrier
 from storage.rows.decode import JSON, split_tables
 from storage.rows.decoded import OnInvalid
 from storage.rows.multipart import MULTIPART, split_parts
-from storage.rows.slow_pass import fold
+from storage.rows.names import fold
 
 _log = logging.getLogger(__name__)
 

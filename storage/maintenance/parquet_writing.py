@@ -33,8 +33,14 @@ from storage.files.parquet import (
     group_may_have_bounds,
     in_file_type,
 )
-from storage.files.statistics import column_statistics, merged_statistics, storage_of
+from storage.files.statistics import (
+    UNBOUNDED,
+    column_statistics,
+    merged_statistics,
+    storage_of,
+)
 from storage.maintenance.rewriting import RewrittenFile
+from storage.rows.nested_arrays import relaid_column
 from storage.rows.types import ColumnType, Family, parse_type
 
 #: Fits a power of two of bytes for a full row group: 128 KiB.
@@ -76,10 +82,12 @@ class FileColumns:
 
 
 def _file_type(kind: ColumnType) -> pa.DataType:
-    return in_file_type(kind, pa.array([], kind.arrow)).type
+    return in_file_type(kind, pa.nulls(0, kind.arrow)).type
 
 
 def _typed(kind: ColumnType, column: pa.ChunkedArray) -> pa.ChunkedArray:
+    if kind.is_nested:
+        return in_file_type(kind, relaid_column(kind, column, _typed_leaf))
     if isinstance(column.type, pa.BaseExtensionType):
         column = storage_of(column)
     if column.type != kind.storage:
@@ -88,6 +96,16 @@ def _typed(kind: ColumnType, column: pa.ChunkedArray) -> pa.ChunkedArray:
         chunks = [pa.ExtensionArray.from_storage(kind.arrow, chunk) for chunk in column.chunks]
         column = pa.chunked_array(chunks, type=kind.arrow)
     return in_file_type(kind, column)
+
+
+def _typed_leaf(kind: ColumnType, array: pa.Array) -> pa.Array:
+    if isinstance(array, pa.ExtensionArray):
+        array = array.storage
+    if array.type != kind.storage:
+        array = array.cast(kind.storage)
+    if isinstance(kind.arrow, pa.BaseExtensionType):
+        return pa.ExtensionArray.from_storage(kind.arrow, array)
+    return array
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +136,7 @@ def choose(
         and distinct.get(name, 0) >= first.num_rows * _BLOOM_DISTINCT_SHARE_MIN
         and _overlap(first.column(name), groups[1].column(name)) >= _BLOOM_OVERLAP_MIN
     ]
-    names = frozenset(name for name, _, kind in columns.kinds if kind.family is not Family.JSON)
+    names = frozenset(name for name, _, kind in columns.kinds if kind.family not in UNBOUNDED)
     return Choices(names - unbounded, tuple(dictionary), tuple(bloom))
 
 

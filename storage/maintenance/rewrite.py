@@ -46,7 +46,7 @@ from storage.maintenance.rewriting import (
 from storage.maintenance.row_sums import NO_SUMS, Sums, sums_of
 from storage.maintenance.sorting import order_terms
 from storage.maintenance.verified_inputs import Piece, held_relation, one_piece, pieces
-from storage.rows.types import Family, parse_type
+from storage.rows.types import Family, parse_type, with_leaves
 
 #: What bounds lead to is read in less than half the time that it takes in groups of 122,880, whole
 #: scans take the same, and files grow by two percent; in smaller ones dictionaries begin to fail.
@@ -366,9 +366,9 @@ def _text(found: RowSum) -> str:
 def _exported(name: str, sql_type: str) -> str:
     """A uuid leaves DuckDB as its 16 bytes; as itself it would be text."""
 
-    if parse_type(sql_type).family is Family.UUID:
-        return f'"{name}"::BLOB AS "{name}"'
-    return f'"{name}"'
+    kind = parse_type(sql_type)
+    wanted = with_leaves(kind, lambda leaf: "blob" if leaf.family is Family.UUID else leaf.sql)
+    return f'"{name}"' if wanted == kind.sql else f'"{name}"::{wanted} AS "{name}"'
 
 
 def _cut(batch: pa.RecordBatch, marks: int) -> Iterator[tuple[pa.RecordBatch, list[str | None]]]:

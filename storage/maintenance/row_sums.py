@@ -6,7 +6,8 @@ column of the schema by id. Its halves are DuckDB's 64-bit `hash` over the colum
 backwards. That function is a bijection for values of up to 64 bits, but weaker beyond: it maps
 -0.0 to 0.0 and all NaNs to one, and may give two wide values the same hash. So floats enter as
 their bits, and the second half takes text and blobs with a character more, and wide numbers as
-text, so that a collision of the first half is not one of the second.
+text, so that a collision of the first half is not one of the second. Lists, structs and maps enter
+as text from which each value can be told: JSON whose scalars are strings, floats by their bits.
 
 Hashes are compared within one process of one DuckDB only; they are no format.
 """
@@ -20,7 +21,7 @@ import duckdb
 
 from lakebus.schemas import HIDDEN_COLUMNS, TableSchema
 from storage.maintenance.rewriting import RowSum
-from storage.rows.types import ColumnType, Family, parse_type
+from storage.rows.types import ColumnType, Family, parse_type, with_leaves
 
 _WIDE_DIGITS = 18  # decimals with more digits take 128 bits
 
@@ -88,6 +89,9 @@ def _text_bytes(schema: TableSchema) -> str:
                 terms.append(f'coalesce(strlen("{column.name}"::VARCHAR), 0)')
             case Family.BLOB:
                 terms.append(f'coalesce(octet_length("{column.name}"), 0)')
+            case Family.LIST | Family.STRUCT | Family.MAP:
+                text = _nested_text(f'"{column.name}"', parse_type(column.type))
+                terms.append(f"coalesce(strlen({text}), 0)")
             case _:
                 pass
     return " + ".join(terms)
@@ -107,13 +111,25 @@ def _hashes(schema: TableSchema) -> tuple[str, str, str]:
 
 
 def _exact(name: str, kind: ColumnType) -> str:
+    if kind.is_nested:
+        return _nested_text(name, kind)
     return f"{name}::BIT" if kind.family is Family.FLOAT else name
+
+
+def _nested_text(name: str, kind: ColumnType) -> str:
+    """NULL for a null; else the same text exactly for the same value."""
+
+    bits = with_leaves(kind, lambda leaf: "BIT" if leaf.family is Family.FLOAT else leaf.sql)
+    texts = with_leaves(kind, lambda _: "VARCHAR")
+    return f"to_json({name}::{bits}::{texts})::VARCHAR"
 
 
 def _other(name: str, kind: ColumnType) -> str:
     match kind.family:
         case Family.VARCHAR | Family.JSON:
             return f"({name}::VARCHAR || '~')"
+        case Family.LIST | Family.STRUCT | Family.MAP:
+            return f"({_nested_text(name, kind)} || '~')"
         case Family.BLOB:
             return f"({name} || '\\x7E'::BLOB)"
         case Family.UUID:

@@ -148,7 +148,8 @@ class _Decoder:
         self._known: pa.Schema | None = None
         self._same = False
         self._places: list[int | None] | None = None
-        self._wide: list[int] = []
+        self._wide: set[str] = set()
+        self._nested: set[str] = set()
 
     def rows(self, file: pq.ParquetFile) -> _Held | None:
         """None when a type differs, or the rows might take more memory than they may."""
@@ -179,20 +180,26 @@ class _Decoder:
         )
         self._known, self._places = schema, places if fits else None
         self._same = schema.equals(self._target, check_metadata=True)
-        self._wide = [n for n, field in enumerate(schema) if _is_wide(field.type)]
+        self._wide = {field.name for field in schema if _is_wide(field.type)}
+        self._nested = {field.name for field in schema if pa.types.is_nested(field.type)}
 
     def _bytes_at_most(self, metadata: pq.FileMetaData) -> int:
         """Plain values take what they take in the file, before compression. Of a dictionary's,
-        each row may have the longest."""
+        each row may have the longest. A row of a nested column may have any number of values."""
 
         total: int = metadata.num_rows * len(self._target) * _VALUE_BYTES
         for number in range(metadata.num_row_groups):
             group = metadata.row_group(number)
             total += group.total_byte_size
-            for place in self._wide:
+            for place in range(group.num_columns if self._wide or self._nested else 0):
                 column = group.column(place)
+                root = column.path_in_schema.partition(".")[0]
+                if root in self._nested:
+                    total += column.num_values * _VALUE_BYTES
+                elif root not in self._wide:
+                    continue
                 if column.has_dictionary_page:
-                    total += group.num_rows * column.total_uncompressed_size
+                    total += column.num_values * column.total_uncompressed_size
         return total
 
 

@@ -19,7 +19,7 @@ from lakebus.errors import TableNotFound
 from lakebus.schemas import Column, TableSchema
 from storage.engine.plans import SHOW_ALL_TABLES, SHOW_SCHEMAS, SHOW_TABLES, SourceTable
 from storage.reading.kept import Kept
-from storage.rows.types import ColumnType, Family, parse_type
+from storage.rows.types import ColumnType, Family, duckdb_spelling, parse_type
 
 #: What lists call the lake, and the place of tables without a namespace.
 CATALOG: Final = "lakebus"
@@ -54,7 +54,7 @@ _Given = tuple[str, str, Sequence[object] | str | bool | None]
 def spelled(kind: str) -> str:
     """A column's type as DuckDB's lists and DESCRIBE spell it."""
 
-    return "TIMESTAMP WITH TIME ZONE" if kind == "timestamptz" else kind.upper()
+    return duckdb_spelling(parse_type(kind))
 
 
 def shape_source(schema: TableSchema) -> SourceTable:

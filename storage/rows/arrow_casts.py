@@ -9,8 +9,10 @@ to text or back.
 from __future__ import annotations
 
 import base64
+import decimal
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -22,36 +24,70 @@ from pyarrow import types as pt
 from storage.rows import cells
 from storage.rows.decoded import shorten
 from storage.rows.json_text import compact_json
-from storage.rows.types import ColumnType, Family
+from storage.rows.nested_arrays import items_of
+from storage.rows.nested_casts import cast_nested
+from storage.rows.refusals import Refusals
+from storage.rows.types import ColumnType, Family, is_list
 
 
 class CastRefused(ValueError):
     """The text is the reason, for the caller."""
 
 
-def cast_column(source: pa.Array, kind: ColumnType, found: list[tuple[int, str]]) -> pa.Array:
-    """`source` as the column's type; rows that do not fit become null and go into `found`.
+def cast_column(source: pa.Array, kind: ColumnType, found: Refusals) -> pa.Array:
+    """`source` as the column's type; rows that do not fit go into `found`, and what stands for them
+    means nothing.
 
     The common case, where all rows fit, is one kernel.
     """
 
     plain = plain_array(source)
+    if kind.is_nested:
+        return _cast_nested(plain, kind, found)
     if plain.type == kind.storage and _is_as_it_is(kind):
         return _as_column(kind, plain)
     if pt.is_null(plain.type):
         return pa.nulls(len(plain), kind.arrow)
     refusal = _pair_refusal(plain.type, kind)
     if refusal is not None:
-        found += [(row, refusal) for row, valid in _valid_rows(plain) if valid]
-        return pa.nulls(len(plain), kind.arrow)
+        return _refused(plain, kind, refusal, found)
+    if not len(plain):
+        return pa.nulls(0, kind.arrow)
     pieces: list[pa.Array] = []
     _cast_halving(plain, kind, 0, pieces, found)
     whole = pieces[0] if len(pieces) == 1 else pa.concat_arrays(pieces)
     return _as_column(kind, whole)
 
 
-def _valid_rows(array: pa.Array) -> list[tuple[int, bool]]:
-    return list(enumerate(array.is_valid().to_pylist()))
+def _cast_nested(plain: pa.Array, kind: ColumnType, found: Refusals) -> pa.Array:
+    if pt.is_null(plain.type):
+        return pa.nulls(len(plain), kind.arrow)
+    array = cast_nested(plain, kind, found, _cast_part)
+    if array is None:
+        return _refused(plain, kind, _cannot_become(plain.type, kind), found)
+    return array
+
+
+def _cast_part(source: pa.Array, kind: ColumnType, found: Refusals) -> pa.Array:
+    """A part of a nested column; what is refused is shown here, where its array is at hand."""
+
+    array = cast_column(source, kind, found)
+    found.found = [
+        one
+        if one.shown is not None
+        else replace(one, shown=show_value(source, one.place) or "null")
+        for one in found.found
+    ]
+    return array
+
+
+def _cannot_become(source: pa.DataType, kind: ColumnType) -> str:
+    return f"Arrow type {shorten(str(source))} cannot become {shorten(kind.sql)}"
+
+
+def _refused(plain: pa.Array, kind: ColumnType, reason: str, found: Refusals) -> pa.Array:
+    found.add_all(np.flatnonzero(plain.is_valid()), reason)
+    return pa.nulls(len(plain), kind.arrow)
 
 
 def plain_array(source: pa.Array) -> pa.Array:
@@ -114,7 +150,7 @@ def _pair_refusal(source: pa.DataType, kind: ColumnType) -> str | None:
     """Why no value of the source type can become the column's type, None when some can."""
 
     if not any(test(source) for test in _SOURCES[kind.family]):
-        return f"Arrow type {source} cannot become {kind.sql}"
+        return _cannot_become(source, kind)
     if pt.is_timestamp(source):
         if kind.family is Family.TIMESTAMP and source.tz is not None:
             return "has a zone, and the column has none"
@@ -128,15 +164,23 @@ def _cast_halving(
     kind: ColumnType,
     start: int,
     pieces: list[pa.Array],
-    found: list[tuple[int, str]],
+    found: Refusals,
 ) -> None:
+    if found.found:
+        # The rest of a row that is refused already.
+        known = min(found.row_end(found.found[-1].place) - start, len(array))
+        if known > 0:
+            pieces.append(pa.nulls(known, kind.storage))
+            array, start = array.slice(known), start + known
+            if not len(array):
+                return
     try:
         pieces.append(_cast(array, kind))
         return
     except (pa.ArrowException, ValueError) as fault:
         if len(array) == 1:
             reason = str(fault) if isinstance(fault, CastRefused) else _reason(array.type, kind)
-            found.append((start, reason))
+            found.add(start, reason)
             pieces.append(pa.nulls(1, kind.storage))
             return
     middle = len(array) // 2
@@ -170,8 +214,21 @@ def _cast(array: pa.Array, kind: ColumnType) -> pa.Array:
         case Family.DECIMAL if pt.is_integer(array.type):
             # Through the widest decimal: the direct kernel asks the source type to fit whole.
             return pc.cast(pc.cast(array, pa.decimal256(76, kind.scale)), kind.storage)
+        case Family.DECIMAL:
+            return pc.cast(_in_decimal_range(array, kind), kind.storage)
         case _:
             return pc.cast(array, kind.storage)
+
+
+def _in_decimal_range(array: pa.Array, kind: ColumnType) -> pa.Array:
+    """Arrow 26 scales up without looking whether the bits are enough, so the values are judged
+    before: what is in range needs no more digits than there are."""
+
+    bounds = pc.min_max(array).as_py()
+    most = decimal.Decimal(10) ** (kind.precision - kind.scale)
+    if bounds["min"] is not None and (bounds["min"] <= -most or bounds["max"] >= most):
+        raise CastRefused(f"out of range for {kind.sql}")
+    return array
 
 
 def _to_float(array: pa.Array, kind: ColumnType) -> pa.Array:
@@ -219,7 +276,28 @@ def show_value(source: pa.Array, row: int) -> str | None:
     value = _json_value(source, row)
     if value is None:
         return None
+    if isinstance(value, list | dict):
+        return shorten(msgspec.json.encode(value).decode("utf-8"))
     return shorten(value if isinstance(value, str) else str(value))
+
+
+def _nested_json(cell: pa.Array) -> Any:
+    """One nested value; a map with text keys is an object, as any other a list of pairs."""
+
+    kind = cell.type
+    if pt.is_struct(kind):
+        fields = zip(kind, cell.flatten(), strict=True)
+        return {field.name: _json_value(part, 0) for field, part in fields}
+    if not is_list(kind) and not pt.is_map(kind):
+        return str(cell[0])
+    _, items = items_of(cell)
+    if not pt.is_map(kind):
+        return [_json_value(items, place) for place in range(len(items))]
+    keys, values = items.flatten()
+    pairs = [(_json_value(keys, n), _json_value(values, n)) for n in range(len(items))]
+    if pt.is_string(kind.key_type) and len(dict(pairs)) == len(pairs):
+        return dict(pairs)
+    return [{"key": key, "value": value} for key, value in pairs]
 
 
 def row_json(received: pa.RecordBatch, row: int) -> bytes:
@@ -236,6 +314,8 @@ def _json_value(source: pa.Array, row: int) -> Any:
     cell = plain_array(source.slice(row, 1))
     if cell.null_count or pt.is_null(cell.type):
         return None
+    if pt.is_nested(cell.type):
+        return _nested_json(cell)
     if pt.is_binary(cell.type) or pt.is_fixed_size_binary(cell.type):
         return base64.b64encode(cell[0].as_py()).decode("ascii")
     if pt.is_boolean(cell.type):

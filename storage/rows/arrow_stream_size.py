@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 from pyarrow import types as pt
 
 from lakebus.errors import BodyTooLarge
+from storage.rows.types import is_list
 
 _U16 = struct.Struct("<H")
 _I32 = struct.Struct("<i")
@@ -31,6 +32,8 @@ _DICTIONARY_BATCH, _RECORD_BATCH = 2, 3
 #: Fields of Message.fbs, by their place in the vtable.
 _MESSAGE_HEADER_TYPE, _MESSAGE_HEADER, _MESSAGE_BODY_LENGTH = 1, 2, 3
 _DICTIONARY_DATA = 1
+#: What a null without a type takes as a value of a column.
+_NULL_BYTES = 16
 _BATCH_BUFFERS, _BATCH_COMPRESSION = 2, 3
 
 
@@ -64,7 +67,8 @@ def check_expanded_size(batch: pa.RecordBatch, *, limit_bytes: int) -> None:
 
 
 def _plain_bytes(array: pa.Array) -> int:
-    """Bytes of text and binary values that an encoded array stands for; 0 for a plain one."""
+    """Bytes of text and binary values that an encoded array stands for; 0 for a plain one. Inside
+    of lists there may be more values than rows, and of some a stream holds no byte: each counts."""
 
     if isinstance(array, pa.ExtensionArray):
         array = array.storage
@@ -76,7 +80,25 @@ def _plain_bytes(array: pa.Array) -> int:
         return int((pc.fill_null(_lengths(array.values), 0).to_numpy() * repeats).sum())
     if pt.is_string_view(array.type) or pt.is_binary_view(array.type):
         return _sum(_lengths(array))
+    if pt.is_nested(array.type):
+        return sum(_value_bytes(part) + _plain_bytes(part) for part in _parts(array))
     return 0
+
+
+def _parts(array: pa.Array) -> list[pa.Array]:
+    """What a nested array is made of, as it lies there."""
+
+    if pt.is_struct(array.type):
+        return [array.field(place) for place in range(array.type.num_fields)]
+    if is_list(array.type) or pt.is_map(array.type):
+        return [array.values]
+    raise ValueError(f"columns of type {array.type} are not supported")
+
+
+def _value_bytes(values: pa.Array) -> int:
+    if pt.is_null(values.type):
+        return _NULL_BYTES * len(values)
+    return len(values) if pt.is_nested(values.type) else 0
 
 
 def _lengths(values: pa.Array) -> pa.Array:

@@ -46,7 +46,18 @@ _UUID = re.compile(
 
 
 class CellRefused(ValueError):
-    """The value does not fit; the text is the reason, for the caller."""
+    """The value does not fit; the text is the reason, for the caller. `path`: where it lies inside
+    of a nested value, like `.b[0]`; `shown`: how it is written there."""
+
+    path = ""
+    shown: str | None = None
+
+    def inside(self, step: str, text: str) -> CellRefused:
+        """The same, told by who holds the value."""
+
+        self.path = step + self.path
+        self.shown = text if self.shown is None else self.shown
+        return self
 
 
 def cell_of(kind: ColumnType, value: Any, text: str) -> Any:

@@ -154,6 +154,7 @@ def _floats32(values: Sequence[Any]) -> pa.Array:
 _PLAIN_NUMBER = b"0123456789-."
 #: Sign, point, and all digits a decimal128 can hold; longer text may be zeros, the slow pass knows.
 _DECIMAL_TEXT_MAX = 38
+_WIDE_DIGITS = 76
 
 
 def _decimals(kind: ColumnType, raws: Sequence[Any]) -> pa.Array:
@@ -167,8 +168,12 @@ def _decimals(kind: ColumnType, raws: Sequence[Any]) -> pa.Array:
         plain = _unusual_decimals(joined, len(raws)).decode("ascii")
         texts = [None if text == "null" else text for text in plain.split(",")]
     array = pa.array(texts, pa.string())
-    if len(array) != len(raws) or _lengths(array).max() > _DECIMAL_TEXT_MAX:
+    longest = _lengths(array).max()
+    if len(array) != len(raws) or longest > _DECIMAL_TEXT_MAX:
         raise ValueError("a number is too long for the fast way")
+    if longest + kind.scale > _DECIMAL_TEXT_MAX:
+        # Arrow 26 scales up within 128 bits without looking whether they are enough.
+        array = pc.cast(array, pa.decimal256(_WIDE_DIGITS, kind.scale))
     return pc.cast(array, kind.arrow)
 
 

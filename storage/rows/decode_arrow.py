@@ -26,7 +26,9 @@ from storage.rows.decoded import (
     RowError,
     shorten_name,
 )
-from storage.rows.slow_pass import check_row_count, fold
+from storage.rows.names import fold
+from storage.rows.refusals import Refusals
+from storage.rows.slow_pass import check_row_count
 
 END_MARK = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 #: Most bytes that the compressed, dictionary or run-end encoded values of one stream may stand for.
@@ -36,7 +38,7 @@ _READ = pa.ipc.IpcReadOptions(use_threads=False)
 
 
 def decode_arrow_stream(
-    schema: TableSchema, body: bytes, *, on_invalid: OnInvalid, rows_max: int
+    schema: TableSchema, body: bytes | memoryview, *, on_invalid: OnInvalid, rows_max: int
 ) -> DecodedRows:
     """The rows of an Arrow IPC stream. Raises as `decode.decode_rows` says."""
 
@@ -56,10 +58,11 @@ def decode_batch(
     for column, kind, source in zip(schema.columns, plan.kinds, sources, strict=True):
         array = None
         if source is not None:
-            found: list[tuple[int, str]] = []
+            found = Refusals()
             array = cast_column(source, kind, found)
-            for row, reason in found:
-                errors.add(row, column.name, reason, show_value(source, row))
+            for one in found.found:
+                shown = show_value(source, one.place) if one.shown is None else one.shown
+                errors.add(one.place, column.name + one.path, one.reason, shown)
         if array is None:
             array = pa.nulls(received.num_rows, kind.arrow)
         _check_nulls(column, source, errors, received.num_rows)
@@ -84,10 +87,11 @@ class _Errors:
             self.add(row, column, reason, None)
 
 
-def read_stream(body: bytes) -> pa.RecordBatch:
-    """The stream's rows as one batch, every buffer validated."""
+def read_stream(body: bytes | memoryview) -> pa.RecordBatch:
+    """The stream's rows as one batch, every buffer validated. Uncompressed buffers stay where they
+    are in `body`, which may be memory that is shared with its sender (and is sealed then)."""
 
-    if not body.endswith(END_MARK):
+    if bytes(body[-len(END_MARK) :]) != END_MARK:
         raise MalformedBody("the Arrow stream has no end mark: it is cut short or was not closed")
     # The end mark is left out of what is parsed: should these bytes be data, that data is now cut
     # short and the reader says so.

@@ -1,8 +1,9 @@
 """CSV bodies (RFC 4180, header line): compiled parsing, then the same rules as for JSON values.
 
 Each field is the text of a value: a number for number columns, `true` or `false`, the strings that
-JSON would hold for everything else, JSON text for json columns. An unquoted empty field is null, a
-quoted one is an empty string. Text becomes numbers by the column's type, never through a double.
+JSON would hold for everything else, JSON text for json columns and for lists, structs and maps. An
+unquoted empty field is null, a quoted one is an empty string. Text becomes numbers by the column's
+type, never through a double.
 
 pyarrow cuts the body into fields, because it tells `""` from nothing; but it also takes a quote
 that is never closed, and text behind a closing quote. So a body with quotes is read a second time
@@ -12,11 +13,9 @@ by the strict reader of the standard library, only to find such faults and their
 from __future__ import annotations
 
 import csv
-import functools
 import io
 import json
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -26,21 +25,20 @@ import pyarrow.csv as pa_csv
 
 from lakebus.errors import MalformedBody
 from lakebus.schemas import TableSchema
-from storage.rows import cells, slow_pass
 from storage.rows import columns as column_builders
-from storage.rows.decode_json import DecodePlan, plan_of
+from storage.rows import slow_pass
+from storage.rows.decode_json import DecodePlan, check_keys, plan_of
 from storage.rows.decoded import DecodedRows, OnInvalid, shorten_name
 from storage.rows.json_text import JsonRow, Member, NumberText, body_text, compact_json
-from storage.rows.types import ColumnType, Family
-
-Texts = Sequence[str | None]
+from storage.rows.names import fold
+from storage.rows.nested_columns import KeysSeen, nested_plan
+from storage.rows.text_columns import Texts, json_value, text_builder
+from storage.rows.types import NESTED, ColumnType, Family
 
 _FIELD_CHARACTERS_MAX = 2**31 - 1
 _COLUMNS_MAX = 10_000
-_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
-_NUMBER_CHARACTERS = str.maketrans("", "", "0123456789+-.eE,")
-_NUMBERS = frozenset({Family.INTEGER, Family.FLOAT, Family.DECIMAL})
-_BOOLEANS = {"true": True, "false": False, None: None}
+#: Families whose fields hold JSON text.
+_DOCUMENTS = NESTED | {Family.JSON}
 
 
 def decode_csv(
@@ -112,7 +110,7 @@ def _header(text: str) -> tuple[list[str], str]:
         raise MalformedBody("the CSV body has no header line; begin with the names of the columns")
     if len(names) > _COLUMNS_MAX:
         raise MalformedBody(f"the header names more than {_COLUMNS_MAX} columns")
-    folded = [slow_pass.fold(name) for name in names]
+    folded = [fold(name) for name in names]
     double = next((name for name in folded if folded.count(name) > 1), None)
     if double is not None:
         raise MalformedBody(
@@ -190,54 +188,22 @@ def _column(kind: ColumnType, texts: pa.ChunkedArray) -> pa.Array:
     whole = texts.combine_chunks()
     if isinstance(whole, pa.ChunkedArray):  # of no rows
         whole = pa.concat_arrays(whole.chunks) if whole.num_chunks else pa.array([], pa.string())
+    if kind.is_nested:
+        return _nested_column(kind, whole.to_pylist())
     if kind.family is Family.VARCHAR:
         return pc.cast(whole, kind.arrow)
-    return _builder(kind)(whole.to_pylist())
+    return text_builder(kind)(whole.to_pylist())
 
 
-def _builder(kind: ColumnType) -> Callable[[Texts], pa.Array]:
-    match kind.family:
-        case Family.BOOLEAN:
-            return _booleans
-        case Family.INTEGER:
-            return functools.partial(column_builders.integers_from_text, kind.arrow)
-        case Family.FLOAT:
-            return functools.partial(_floats, column_builders.builder_of(kind))
-        case Family.DECIMAL:
-            return functools.partial(_decimals, column_builders.builder_of(kind))
-        case Family.JSON:
-            return functools.partial(_documents, column_builders.builder_of(kind))
-        case _:
-            return column_builders.builder_of(kind)
+def _nested_column(kind: ColumnType, texts: Texts) -> pa.Array:
+    """One by one, because no text may borrow a bracket from its neighbour."""
 
-
-def _booleans(texts: Texts) -> pa.Array:
-    try:
-        return pa.array([_BOOLEANS[text] for text in texts], pa.bool_())
-    except KeyError:
-        raise ValueError("a text is neither true nor false") from None
-
-
-def _floats(build: Callable[[Sequence[Any]], pa.Array], texts: Texts) -> pa.Array:
-    words = cells.FLOAT_WORDS
-    plain = ["null" if t is None else "0" if t in words else t for t in texts]
-    joined = ",".join(plain)
-    rest = joined.translate(_NUMBER_CHARACTERS)
-    if rest and rest != "null" * sum(t is None for t in texts):
-        raise ValueError("a text is not a plain number")
-    numbers: list[Any] = msgspec.json.decode(f"[{joined}]", type=list[float | None])
-    if len(numbers) != len(texts):
-        raise ValueError("a text is not one number")
-    return build([t if t in words else n for t, n in zip(texts, numbers, strict=True)])
-
-
-def _decimals(build: Callable[[Sequence[Any]], pa.Array], texts: Texts) -> pa.Array:
-    # As JSON strings, whose inside the builder checks; of a bare number it believes the decoder.
-    return build([None if text is None else b'"%b"' % text.encode("utf-8") for text in texts])
-
-
-def _documents(build: Callable[[Sequence[Any]], pa.Array], texts: Texts) -> pa.Array:
-    return build([None if text is None else text.strip().encode("utf-8") for text in texts])
+    plan, seen = nested_plan(kind), KeysSeen()
+    written = [None if text is None else text.strip().encode("utf-8") for text in texts]
+    values = [None if text is None else plan.decoder.decode(text) for text in written]
+    array = plan.build(values, seen)
+    check_keys(b"\n".join(filter(None, written)), seen.present, seen.raws)
+    return array
 
 
 # --- the exact way ------------------------------------------------------------------------------
@@ -263,21 +229,20 @@ def _rows(
 
 
 def _member(name: str, family: Family | None, text: str | None) -> Member:
-    """A field as the JSON member that says the same; of a json column the text as it is."""
+    """A field as the JSON member that says the same; of a column that holds JSON the text."""
 
-    if text is None or (family is Family.JSON and text.strip() == "null"):
+    if text is None or (family in _DOCUMENTS and text.strip() == "null"):
         return Member(name, None, "null")
-    if family in _NUMBERS and _NUMBER.fullmatch(text):
-        return Member(name, NumberText(text), text)
-    if family is Family.BOOLEAN and text in _BOOLEANS:
-        return Member(name, _BOOLEANS[text], text)
-    if family is Family.JSON:
+    if family in _DOCUMENTS:
         return Member(name, text, text)
+    value = text if family is None else json_value(family, text)
+    if isinstance(value, NumberText | bool):
+        return Member(name, value, text)
     return Member(name, text, json.dumps(text, ensure_ascii=False))
 
 
 def _in_json(member: Member) -> str:
-    """A field of a json column inside of a row: as it is, or as a string if it is no JSON."""
+    """A field that holds JSON inside of a row: as it is, or as a string if it is no JSON."""
 
     try:
         return compact_json(member.text.encode("utf-8")).decode("utf-8")

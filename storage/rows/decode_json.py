@@ -29,6 +29,8 @@ from lakebus.schemas import Column, TableSchema
 from storage.rows import columns as column_builders
 from storage.rows import json_text, slow_pass
 from storage.rows.decoded import DecodedRows, OnInvalid
+from storage.rows.names import fold
+from storage.rows.nested_columns import KeysSeen, NestedPlan, nested_plan
 from storage.rows.types import ColumnType, Family, parse_type
 
 PLANS_MAX = 512
@@ -43,8 +45,11 @@ _RAW_FAMILIES = (Family.DECIMAL, Family.JSON)
 
 @dataclass(frozen=True, slots=True)
 class _ColumnPlan:
+    """`nested`: how to build a column of a nested type; for scalars `build` does."""
+
     values_of: Callable[[Any], Any]
     build: column_builders.Builder
+    nested: NestedPlan | None
     kind: ColumnType
     nullable: bool
     is_raw: bool
@@ -101,7 +106,8 @@ def make_plan(schema: TableSchema) -> DecodePlan:
     for column, kind in zip(schema.columns, kinds, strict=True):
         attribute = f"c{column.column_id}"
         rename[attribute] = column.name
-        decoded_type = column_builders.field_type(kind)
+        nested = nested_plan(kind) if kind.is_nested else None
+        decoded_type = nested.field_type if nested else column_builders.field_type(kind)
         if column.nullable:
             optional = decoded_type | msgspec.UnsetType
             if kind.family not in _RAW_FAMILIES:
@@ -113,6 +119,7 @@ def make_plan(schema: TableSchema) -> DecodePlan:
             _ColumnPlan(
                 operator.attrgetter(attribute),
                 column_builders.builder_of(kind),
+                nested,
                 kind,
                 column.nullable,
                 kind.family in _RAW_FAMILIES,
@@ -229,7 +236,7 @@ def split_tables(body: bytes) -> dict[str, bytes]:
         raise MalformedRequest('the body names no table; send {"table": [rows]}')
     tables: dict[str, bytes] = {}
     for name, value in parts:
-        folded = slow_pass.fold(name)
+        folded = fold(name)
         if folded in tables:
             raise MalformedRequest(f"the body names the table {folded[:80]!r} twice")
         tables[folded] = value
@@ -259,10 +266,15 @@ def _line_rows(plan: DecodePlan, body: bytes) -> Sequence[Any]:
 
 def _fast_batch(plan: DecodePlan, rows: Sequence[Any], body: bytes) -> pa.RecordBatch:
     missing = 0
-    raw_values: list[Any] = []
+    seen = KeysSeen()
+    raw_values = seen.raws
     arrays = []
     for column in plan.plans:
         values = list(map(column.values_of, rows))
+        if column.nested is not None:
+            missing += sum(value is _UNSET for value in values)
+            arrays.append(column.nested.build(values, seen))
+            continue
         try:
             array = column.build(values)
         except column_builders.REFUSALS:
@@ -279,12 +291,13 @@ def _fast_batch(plan: DecodePlan, rows: Sequence[Any], body: bytes) -> pa.Record
             if column.kind.family is Family.JSON:
                 raw_values += values
         arrays.append(array)
-    _check_keys(body, len(rows) * len(arrays) - missing, raw_values)
+    check_keys(body, len(rows) * len(arrays) - missing + seen.present, raw_values)
     return pa.RecordBatch.from_arrays(arrays, schema=plan.arrow)
 
 
-def _check_keys(body: bytes, present: int, raw_values: Sequence[Any]) -> None:
-    """Raises ValueError unless no row can have a key twice. Sound, not complete."""
+def check_keys(body: bytes, present: int, raw_values: Sequence[Any]) -> None:
+    """Raises ValueError unless no row, and no object inside of one, can have a key twice; those in
+    `raw_values` have their own. Sound, not complete."""
 
     # One sweep with numpy: `bytes.count` and `in` cost five times as much on 20 kB.
     data = np.frombuffer(body, np.uint8)

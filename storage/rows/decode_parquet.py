@@ -20,6 +20,7 @@ from storage.rows.slow_pass import check_row_count
 
 _MAGIC = b"PAR1"
 _BYTE_ARRAYS = frozenset({"BYTE_ARRAY"})
+_VALUE_BYTES = 16
 
 
 def decode_parquet(
@@ -67,6 +68,9 @@ def _check_size(metadata: pq.FileMetaData) -> None:
             size_bytes += max(0, column.total_uncompressed_size)
             # A dictionary of one value fills a column of fixed width with next to no bytes.
             size_bytes += row_group.num_rows * max(0, metadata.schema.column(index).length or 0)
+            if metadata.schema.column(index).max_repetition_level:
+                # Of a list, a few bytes can stand for any number of values.
+                size_bytes += max(0, column.num_values) * _VALUE_BYTES
     if size_bytes > DECOMPRESSED_BYTES_MAX:
         raise BodyTooLarge(
             f"the Parquet file holds more than {DECOMPRESSED_BYTES_MAX} bytes uncompressed; send "

@@ -32,10 +32,22 @@ t     time                8 bytes, microseconds since midnight
 p     timestamp           8 bytes, microseconds since 1970-01-01T00:00:00, without zone
 z     timestamptz         the same in UTC
 g     uuid                16 bytes, as printed
+l     list                lengths u32 a row, then the elements of all rows as an inner block
+m     map                 lengths u32 a row, then keys and values of all rows as inner blocks
+r     struct              fields u16, then for each: name length u8, name, inner block
 ====  ==================  ===================================================================
 
+An inner block is ``tag (1 byte) | parameter u8 | validity | values`` of as many items as the lists
+or maps of all rows have together, or as there are rows in a struct; or ``"0" | 0x00`` when none of
+them has a value. Null rows have no items, and their fields are null. The entries of each map are in
+the order of its keys: numbers, times and booleans by value with NaN last, texts, blobs and uuids
+bytewise. Fields are written by name, bytewise, and only those that have a value in some row; so an
+absent field equals a null one, while a struct of nulls differs from null. Nothing of this changes
+the hash of a payload without nested columns.
+
 Widths do not enter where a widening keeps values (integers, floats, decimal precision). An absent
-column equals a null one: neither is written. Vectors: tests/vectors/fingerprint_v1.json.
+column equals a null one: neither is written. Vectors: tests/vectors/fingerprint_v1.json and
+fingerprint_nested_v1.json.
 """
 
 from __future__ import annotations
@@ -51,11 +63,14 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pyarrow import types as pt
 
+from storage.rows.fingerprint_nested import hash_nested, tag_of
 from storage.rows.segment import EntryPart
 
 _DOMAIN = b"lakebus.payload.v1\0"
 _TABLE = struct.Struct("<cQQ")
 _COLUMN = struct.Struct("<cQcB")
+_INSIDE = struct.Struct("<cB")
+_NOTHING = b"0\0"
 _TEXT_PREFIX = "v1:"
 
 _Update = Callable[[Any], None]
@@ -108,7 +123,10 @@ def _joined(batches: list[pa.RecordBatch]) -> dict[int, pa.Array]:
         pieces = []
         for batch in batches:
             position = batch.schema.get_field_index(name)
-            array = pa.nulls(batch.num_rows) if position < 0 else _plain(batch.column(position))
+            if position < 0:
+                pieces.append(pa.nulls(batch.num_rows, kind))
+                continue
+            array = _plain(batch.column(position))
             pieces.append(pc.cast(array, kind) if array.type != kind else array)
         joined[int(name)] = pa.concat_arrays(pieces)
     return joined
@@ -121,7 +139,7 @@ def _nulls_are_hidden(kind: pa.DataType) -> bool:
 
 
 def _plain_type(kind: pa.DataType) -> pa.DataType:
-    return _plain(pa.array([], kind)).type
+    return _plain(pa.nulls(0, kind)).type
 
 
 def _plain(array: pa.Array) -> pa.Array:
@@ -158,8 +176,27 @@ def _hash_column(update: _Update, column_id: int, array: pa.Array, rows: int) ->
     kind = array.type
     tag, parameter, hash_values = _form_of(kind)
     update(_COLUMN.pack(b"C", column_id, tag, parameter))
+    _hash_validity_and_values(update, array, nulls, hash_values)
+
+
+def _hash_inside(update: _Update, array: pa.Array) -> None:
+    """The values of one place inside of a nested column."""
+
+    array = _plain(array)
+    nulls = array.null_count
+    if nulls == len(array):
+        update(_NOTHING)
+        return
+    tag, parameter, hash_values = _form_of(array.type)
+    update(_INSIDE.pack(tag, parameter))
+    _hash_validity_and_values(update, array, nulls, hash_values)
+
+
+def _hash_validity_and_values(
+    update: _Update, array: pa.Array, nulls: int, hash_values: _HashValues
+) -> None:
     if nulls:
-        valid = _bits(array.buffers()[0], array.offset, rows)
+        valid = _bits(array.buffers()[0], array.offset, len(array))
         update(b"\x01")
         update(valid)
         hash_values(update, array, valid)
@@ -236,6 +273,10 @@ def _offsets_and_data(array: pa.Array) -> tuple[NDArray[np.int32], pa.Buffer | N
     return np.frombuffer(offsets, "<i4", len(array) + 1, array.offset * 4), data
 
 
+def _hash_nested(update: _Update, array: pa.Array, valid: _Valid) -> None:
+    hash_nested(update, array, _hash_inside)
+
+
 _EIGHT_BYTES = _hash_integers("<i8", 8)
 _FORMS: dict[int, tuple[bytes, _HashValues]] = {
     pa.bool_().id: (b"b", _hash_booleans),
@@ -270,4 +311,7 @@ def _form_of(kind: pa.DataType) -> tuple[bytes, int, _HashValues]:
         return b"d", kind.scale, _hash_sixteen_bytes
     if kind == _UUID_STORAGE:
         return b"g", 0, _hash_sixteen_bytes
+    nested = tag_of(kind)
+    if nested is not None:
+        return nested, 0, _hash_nested
     raise ValueError(f"Arrow type {kind} is not the type of a column")

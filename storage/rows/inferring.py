@@ -34,7 +34,8 @@ from storage.rows.decode_arrow import read_stream
 from storage.rows.decode_csv import read_csv
 from storage.rows.decode_parquet import read_parquet
 from storage.rows.decoded import ERRORS_REPORTED_MAX, RowError, shorten, shorten_name
-from storage.rows.slow_pass import check_row_count, fold
+from storage.rows.names import fold
+from storage.rows.slow_pass import check_row_count
 from storage.rows.types import ColumnType, parse_type, type_of_arrow
 
 _WHOLE = re.compile(r"-?(?:0|[1-9][0-9]*)", re.ASCII)

@@ -114,6 +114,26 @@ def read_object(text: str) -> list[Member]:
     return row.members or []
 
 
+def read_elements(text: str) -> list[Member]:
+    """The elements of a text that is one array; they have no key."""
+
+    elements: list[Member] = []
+    position = _skip(text, _skip(text, 0) + 1)
+    if text.startswith("]", position):
+        _expect_end(text, position + 1)
+        return elements
+    while True:
+        value, end = _scan(text, position)
+        elements.append(Member("", value, text[position:end]))
+        position = _skip(text, end)
+        if text.startswith("]", position):
+            _expect_end(text, position + 1)
+            return elements
+        if not text.startswith(",", position):
+            raise _malformed(text, position, "expected a comma or the end of the array")
+        position = _skip(text, position + 1)
+
+
 def compact_json(raw: bytes) -> bytes:
     """JSON text without white space outside of strings; numbers and escapes stay as written.
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from lakebus.errors import MalformedBody, MalformedRequest, UnsupportedMediaType
+from storage.rows.decode import SUPPORTED_MEDIA_TYPES
 
 MULTIPART = "multipart/form-data"
 #: RFC 2046, section 5.1.1; a space may not be the last character.
@@ -104,16 +105,21 @@ def _part(piece: bytes, number: int) -> Part:
         if headers.get(header, "identity").lower() not in ("identity", "binary", "8bit"):
             raise UnsupportedMediaType(
                 f"{what} has a {header}; compress the whole body instead, and say so in the header "
-                "Content-Encoding of the request"
+                "Content-Encoding of the request",
+                supported=["identity"],
             )
     media_type, parameters = _value_of(headers.get("content-type", ""))
     if not media_type:
-        raise UnsupportedMediaType(f"{what} has no Content-Type")
+        raise UnsupportedMediaType(
+            f"{what} has no Content-Type; use {', '.join(SUPPORTED_MEDIA_TYPES)}",
+            supported=list(SUPPORTED_MEDIA_TYPES),
+        )
     if parameters.get("charset", "utf-8").lower() not in ("utf-8", "utf8", "us-ascii"):
-        raise UnsupportedMediaType(f"{what} is not UTF-8; convert it")
+        raise UnsupportedMediaType(f"{what} is not UTF-8; convert it", supported=["utf-8"])
     if parameters.get("header", "").lower() == "absent":
         raise UnsupportedMediaType(
-            f"{what} needs a header line, because columns are found by their names"
+            f"{what} needs a header line, because columns are found by their names",
+            supported=["header=present"],
         )
     return Part(name, media_type, body)
 

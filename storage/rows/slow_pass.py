@@ -15,7 +15,6 @@ import pyarrow as pa
 from lakebus.errors import BodyTooLarge, MalformedRequest
 from lakebus.schemas import Column, TableSchema
 from storage.rows.cells import CellRefused, cell_of
-from storage.rows.columns import array_of_cells
 from storage.rows.decoded import (
     ERRORS_REPORTED_MAX,
     DecodedRows,
@@ -27,15 +26,10 @@ from storage.rows.decoded import (
     shorten_name,
 )
 from storage.rows.json_text import JsonRow, Member
+from storage.rows.names import fold
+from storage.rows.nested_cells import nested_cell
+from storage.rows.nested_columns import array_of_cells
 from storage.rows.types import ColumnType
-
-_FOLD = {upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)}
-
-
-def fold(name: str) -> str:
-    """Lower case by ASCII only, without asking whether it is a name."""
-
-    return name.translate(_FOLD)
 
 
 def check_row_count(rows: int, *, rows_max: int) -> None:
@@ -140,11 +134,15 @@ class _RowJudge:
         try:
             values[index] = self._value(column, self._kinds[index], member)
         except CellRefused as refusal:
-            errors.append(RowError(number, name, str(refusal), shorten(member.text)))
+            shown = member.text if refusal.shown is None else refusal.shown
+            errors.append(RowError(number, name + refusal.path, str(refusal), shorten(shown)))
 
     @staticmethod
     def _value(column: Column, kind: ColumnType, member: Member) -> Any:
-        value = cell_of(kind, member.value, member.text)
+        if kind.is_nested:
+            value = nested_cell(kind, member.value, member.text)
+        else:
+            value = cell_of(kind, member.value, member.text)
         if value is None and not column.nullable:
             raise CellRefused("null, and the column takes no null")
         return value

@@ -10,6 +10,7 @@ from tests.conformance.failure import *  # noqa: F403
 from tests.conformance.jobs import *  # noqa: F403
 from tests.conformance.keys import *  # noqa: F403
 from tests.conformance.leases import *  # noqa: F403
+from tests.conformance.nested import *  # noqa: F403
 from tests.conformance.partitions import *  # noqa: F403
 from tests.conformance.publication import *  # noqa: F403
 from tests.conformance.publication_time import *  # noqa: F403

@@ -48,7 +48,28 @@ def write_input(
     rows["$shard"] = pa.array([shard] * count, pa.int16())
     rows["$position"] = pa.array([number] * count, pa.int64())
     rows["$row"] = pa.array(range(count), pa.int32())
-    encoded = encode_data_file(schema, pa.table(rows), row_group_rows=row_group_rows)
+    return input_of(
+        folder,
+        schema,
+        pa.table(rows),
+        number=number,
+        partition=partition,
+        row_group_rows=row_group_rows,
+    )
+
+
+def input_of(
+    folder: Path,
+    schema: TableSchema,
+    rows: pa.Table,
+    *,
+    number: int,
+    partition: str | None = None,
+    row_group_rows: int = 122_880,
+) -> RewriteInput:
+    """One data file of rows with their places."""
+
+    encoded = encode_data_file(schema, rows, row_group_rows=row_group_rows)
     path = folder / f"in-{number:05d}.parquet"
     path.write_bytes(encoded.data)
     file = DataFile(

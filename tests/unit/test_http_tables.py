@@ -66,7 +66,7 @@ async def test_creating_again_is_safe_when_said_so(lake: Server) -> None:
         ({"columns": []}, "schema_invalid"),
         ({"columns": [{"name": "$row", "type": "bigint"}]}, "schema_invalid"),
         ({"columns": [{"name": "a", "type": "nonsense"}]}, "schema_invalid"),
-        ({"columns": [{"name": "a", "type": "integer[]"}]}, "schema_invalid"),
+        ({"columns": [{"name": "a", "type": "integer[3]"}]}, "schema_invalid"),
         ({"columns": [{"name": "a", "type": "decimal(39,0)"}]}, "schema_invalid"),
         ({"columns": [{"name": "a", "type": "date"}] * 2}, "schema_invalid"),
         (

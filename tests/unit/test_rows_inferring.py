@@ -205,8 +205,10 @@ def test_A10_arrow_and_parquet_keep_their_own_types(media_type: str) -> None:
 @pytest.mark.parametrize(
     "array",
     [
-        pa.array([[1]], pa.list_(pa.int64())),
-        pa.array([{"a": 1}], pa.struct([("a", pa.int64())])),
+        pa.array([[None]], pa.list_(pa.null())),
+        pa.array([{"a": 1, "A": 2}], pa.struct([("a", pa.int64()), ("A", pa.int64())])),
+        pa.array([{"a b": 1}], pa.struct([("a b", pa.int64())])),
+        pa.array([{}], pa.struct([])),
         pa.array([1], pa.duration("s")),
         pa.array([decimal.Decimal(1)], pa.decimal256(60, 0)),
     ],

@@ -105,7 +105,15 @@ def shape_differences(schema: TableSchema, footer: FileFooter) -> list[str]:
 
 
 def _plain(arrow: pa.DataType) -> pa.DataType:
-    return arrow.storage_type if isinstance(arrow, pa.BaseExtensionType) else arrow
+    """Without extensions, also inside; lists and maps are named alike whoever wrote them."""
+
+    if isinstance(arrow, pa.BaseExtensionType):
+        return arrow.storage_type
+    if pa.types.is_struct(arrow):
+        return pa.struct([(field.name, _plain(field.type)) for field in arrow])
+    if pa.types.is_map(arrow):
+        return pa.map_(_plain(arrow.key_type), _plain(arrow.item_type))
+    return pa.list_(_plain(arrow.value_type)) if pa.types.is_list(arrow) else arrow
 
 
 # --- rows ----------------------------------------------------------------------------------

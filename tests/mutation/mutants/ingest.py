@@ -85,6 +85,44 @@ MUTANTS = (
         killers=unit("test_rows_values.py", "test_A10_values_refused"),
     ),
     mutant(
+        "digits_of_a_wide_decimal_wrap",
+        "A10",
+        "Digits beyond 128 bits are lost where a decimal is scaled up.",
+        Edit(
+            "storage/rows/columns.py",
+            "    if longest + kind.scale > _DECIMAL_TEXT_MAX:\n",
+            "    if False:\n",
+        ),
+        killers=unit(
+            "test_nested_rows.py",
+            "test_A10_digits_beyond_a_wide_decimal_are_refused_and_never_wrapped",
+        ),
+    ),
+    mutant(
+        "fingerprint_of_a_map_as_it_lies",
+        "A4",
+        "The order in which a map's keys were sent enters the payload's identity.",
+        Edit(
+            "storage/rows/fingerprint_nested.py",
+            'sort_keys=[("row", "ascending"), ("key", "ascending")],',
+            'sort_keys=[("row", "ascending")],',
+        ),
+        killers=unit("test_nested_fingerprint.py", "test_A4_published_vectors_of_nested_values"),
+    ),
+    mutant(
+        "keys_of_a_map_come_twice",
+        "A10",
+        "The fast way takes a map in which two texts spell one key.",
+        Edit(
+            "storage/rows/nested_columns.py",
+            "        if not told_apart and len(arrays.repeated_keys(key_type, offsets, keys)):\n",
+            "        if False:\n",
+        ),
+        killers=unit(
+            "test_nested_rows.py", "test_A10_nested_json_that_does_not_fit_is_named_by_its_path"
+        ),
+    ),
+    mutant(
         "refusal_before_the_key",
         "A3",
         "A refusal is uttered without looking the key up.",

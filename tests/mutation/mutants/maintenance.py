@@ -39,6 +39,17 @@ _PROOFS = (
         ),
     ),
     mutant(
+        "rewrite_sums_of_equal_floats_inside",
+        "E1 D8",
+        "Sums do not tell one NaN from another inside of lists and maps.",
+        Edit(
+            "storage/maintenance/row_sums.py",
+            'lambda leaf: "BIT" if leaf.family is Family.FLOAT else leaf.sql',
+            "lambda leaf: leaf.sql",
+        ),
+        killers=unit("test_nested_files.py", "test_E1_row_sums_tell_every_two_nested_values_apart"),
+    ),
+    mutant(
         "swap_of_files_that_do_not_add_up",
         "E1",
         "What a rewrite says of its files is not compared with what it read.",
