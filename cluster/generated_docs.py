@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cluster.formats_page import formats_page
+from cluster.results_page import results_page
 from lakebus.settings import settings_table_markdown
 
 _SETTINGS_HEAD = """\
@@ -32,6 +33,7 @@ def main() -> None:
     docs = Path(__file__).parents[1] / "docs"
     (docs / "settings.md").write_text(_SETTINGS_HEAD + settings_table_markdown())
     (docs / "formats.md").write_text(formats_page(), encoding="utf-8")
+    (docs / "results.md").write_text(results_page(), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -18,12 +18,14 @@ import click
 from cluster.api_calls import Api, Streamed
 from cluster.client_commands import counted
 from cluster.text_table import text_table
+from lakebus.client_types import parse_type
 from lakebus.clock import format_time
 from lakebus.errors import Unavailable
 
 _SERVER_MS_MAX = 100_000
 ACCEPTED = {
-    "table": "application/json; integers=number",
+    # Strings, so that no digit of a decimal is lost on the way into the table.
+    "table": "application/json",
     "json": "application/json; integers=number",
     "ndjson": "application/x-ndjson; integers=number",
     "csv": "text/csv",
@@ -31,6 +33,10 @@ ACCEPTED = {
     "parquet": "application/vnd.apache.parquet",
 }
 BINARY = frozenset({"arrow", "parquet"})
+_NUMERIC = frozenset(
+    {"tinyint", "smallint", "integer", "bigint", "hugeint", "bignum", "utinyint", "usmallint",
+     "uinteger", "ubigint", "uhugeint", "float", "double", "decimal"}
+)  # fmt: skip
 _SUFFIXES = {
     **{".json": "json", ".ndjson": "ndjson", ".jsonl": "ndjson", ".csv": "csv", ".txt": "table"},
     **{".arrow": "arrow", ".arrows": "arrow", ".parquet": "parquet", ".pq": "parquet"},
@@ -118,8 +124,9 @@ def answer(api: Api, question: Question, *, form: str, out: IO[bytes]) -> Answer
 
 def _write_table(streamed: Streamed, out: IO[bytes]) -> Answered:
     document = json.loads(b"".join(streamed.parts))
-    rows = document["rows"]
-    for line in text_table([column["name"] for column in document["columns"]], rows):
+    columns, rows = document["columns"], document["rows"]
+    numeric = [parse_type(column["type"]).name in _NUMERIC for column in columns]
+    for line in text_table([column["name"] for column in columns], rows, numeric=numeric):
         out.write(line.encode() + b"\n")
     out.flush()
     return Answered(document["snapshot_id"], document["visibility_token"], len(rows))

@@ -76,7 +76,8 @@ class Result:
 
     def fetchall(self) -> list[tuple[Any, ...]]:
         """Tuples of bool, int, float, str, Decimal, bytes, UUID, date, time, datetime (with zone
-        UTC for timestamptz), list, dict. What Python cannot hold (year 10000) stays text."""
+        UTC for timestamptz), list, dict. Maps are dicts, or lists of (key, value) where the keys
+        are lists or structs. What Python cannot hold (year 10000) stays text."""
 
         return python_rows(self.columns, self.rows)
 

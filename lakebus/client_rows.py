@@ -108,7 +108,7 @@ def json_text(value: object) -> bytes:
 
     try:
         text = _ENCODER.encode(value)
-    except ValueError:
+    except (TypeError, ValueError):  # NaN, or keys that JSON's objects do not take
         text = _ENCODER.encode(_spelled(value))
     return text.encode("utf-8")
 
@@ -131,12 +131,15 @@ _ENCODER = json.JSONEncoder(default=_plain, allow_nan=False, ensure_ascii=False)
 
 
 def _spelled(value: Any) -> Any:
-    """With NaN and infinities as the strings that the API takes."""
+    """With NaN and infinities as the strings that the API takes, and maps whose keys are not text
+    as lists of key and value."""
 
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     if isinstance(value, Mapping):
-        return {name: _spelled(inner) for name, inner in value.items()}
+        if all(isinstance(name, str) for name in value):
+            return {name: _spelled(inner) for name, inner in value.items()}
+        return [{"key": _spelled(k), "value": _spelled(v)} for k, v in value.items()]
     if isinstance(value, (list, tuple)):
         return [_spelled(inner) for inner in value]
     return value

@@ -16,8 +16,9 @@ _VALUES = re.compile(r"\(\s*'(?:[^']|'')*'(?:\s*,\s*'(?:[^']|'')*')*\s*\)")
 
 @dataclass(frozen=True, slots=True)
 class SqlType:
-    """`name`: the type's word, or `list`. `children`: of lists one, of maps two, of structs and
-    tuples each member's; `names`: of structs. `precision` and `scale`: of decimals."""
+    """`name`: the type's word, or `list`. `children`: of lists one, of maps two, of structs,
+    tuples and unions each member's; `names`: of structs and unions. `precision` and `scale`: of
+    decimals."""
 
     name: str
     children: tuple[SqlType, ...] = ()
@@ -66,8 +67,10 @@ def _parse(text: str, at: int) -> tuple[SqlType, int]:
 def _members(name: str, text: str, at: int) -> tuple[SqlType, int]:
     names: list[str] = []
     children: list[SqlType] = []
+    if text.startswith(")", at):
+        return SqlType(name), at + 1
     while True:
-        if name == "struct":
+        if name in ("struct", "union"):
             label, at = _label(text, at)
             names.append(label)
         child, at = _parse(text, at)

@@ -97,19 +97,32 @@ def convert_of(kind: SqlType) -> Convert | None:
     return _CONVERTS.get(kind.name) or _inside(kind, convert_of)
 
 
-def _inside(kind: SqlType, of: Callable[[SqlType], Convert | None]) -> Convert | None:
-    """The same for what holds others. A map's keys are text in JSON, whatever they are."""
+def is_object(kind: SqlType) -> bool:
+    """True for maps that are JSON objects: their keys are text. Others are lists of pairs."""
 
+    return kind.name == "map" and kind.children[0].name in _TEXTS
+
+
+def is_hashable(kind: SqlType) -> bool:
+    """True when Python's dicts take its values as keys."""
+
+    return not kind.children
+
+
+def _inside(kind: SqlType, of: Callable[[SqlType], Convert | None]) -> Convert | None:
+    """The same for what holds others. What Python has for it is decided by `of`: `_spelling` leaves
+    maps as JSON has them."""
+
+    if kind.name == "union":
+        return None
     inner = [of(child) for child in kind.children]
+    converts = [_nullable(convert) if convert else _same for convert in inner]
     if kind.name == "map" and kind.children:
-        key = _key_of(kind.children[0]) if of is convert_of else None
-        if key is None and inner[1] is None:
-            return None
-        as_key, as_value = key or _same, _nullable(inner[1] or _same)
-        return lambda found: {as_key(k): as_value(v) for k, v in found.items()}
+        if of is convert_of:
+            return _map(kind, *converts) if any(inner) or not is_object(kind) else None
+        return _pairs(kind, *converts) if any(inner) else None
     if not any(inner):
         return None
-    converts = [_nullable(convert or _same) for convert in inner]
     if kind.name == "list":
         item = converts[0]
         return lambda found: [item(value) for value in found]
@@ -119,14 +132,20 @@ def _inside(kind: SqlType, of: Callable[[SqlType], Convert | None]) -> Convert |
     return lambda found: {name: named.get(name, _same)(value) for name, value in found.items()}
 
 
-def _key_of(kind: SqlType) -> Convert | None:
-    if kind.name in _INTEGERS:
-        return int
-    if kind.name == "boolean":
-        return lambda text: bool(text == "true")
-    if kind.name in _FLOATS:
-        return float
-    return convert_of(kind) if not kind.children else None
+def _map(kind: SqlType, key: Convert, value: Convert) -> Convert:
+    """A dict, or a list of tuples where a dict takes no such keys."""
+
+    if is_object(kind):
+        return lambda found: {k: value(v) for k, v in found.items()}
+    if is_hashable(kind.children[0]):
+        return lambda found: {key(pair["key"]): value(pair["value"]) for pair in found}
+    return lambda found: [(key(pair["key"]), value(pair["value"])) for pair in found]
+
+
+def _pairs(kind: SqlType, key: Convert, value: Convert) -> Convert:
+    if is_object(kind):
+        return lambda found: {k: value(v) for k, v in found.items()}
+    return lambda found: [{"key": key(p["key"]), "value": value(p["value"])} for p in found]
 
 
 def _nullable(convert: Convert) -> Convert:
@@ -153,10 +172,7 @@ def _text_or(parse: Callable[[str], Any]) -> Convert:
     return convert
 
 
-_INTEGERS = frozenset(
-    {"tinyint", "smallint", "integer", "bigint", "hugeint", "bignum",
-     "utinyint", "usmallint", "uinteger", "ubigint", "uhugeint"}
-)  # fmt: skip
+_TEXTS = frozenset({"varchar", "enum", "json"})
 _INSTANT = _text_or(dt.datetime.fromisoformat)
 _CONVERTS: dict[str, Convert] = {
     "float": float,

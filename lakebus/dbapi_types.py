@@ -1,4 +1,7 @@
-"""Type codes and constructors of PEP 249. A column's type code is its SQL type, like `bigint`."""
+"""Type codes and constructors of PEP 249. A column's type code is its SQL type, like `bigint`.
+
+Lists, structs, tuples and maps are of none of the groups that PEP 249 has.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,10 @@ class TypeGroup:
         return hash(self._names)
 
 
-STRING = TypeGroup("varchar", "json", "uuid", "enum", "bit", "interval", "timetz", "time_ns")
+STRING = TypeGroup(
+    "varchar", "json", "uuid", "enum", "bit", "interval", "timetz", "time_ns", "geometry", "type",
+    "union", "variant",
+)  # fmt: skip
 BINARY = TypeGroup("blob")
 NUMBER = TypeGroup(
     "boolean", "tinyint", "smallint", "integer", "bigint", "hugeint", "bignum", "utinyint",

@@ -26,9 +26,9 @@ from storage.engine.child_formats import (
 )
 from storage.engine.child_guard import GuardedStatement
 from storage.engine.child_sandbox import CLOCK_VARIABLE, quote_name
-from storage.engine.child_sink import FrameSink
+from storage.engine.child_sink import Sink
 from storage.engine.child_small import arrow_type, read_batches
-from storage.engine.child_types import Carrier, export_cast, json_form, spell
+from storage.engine.child_types import Carrier, export_cast, json_form, spell, uncarried
 from storage.engine.wire import End, Header, RunRequest
 
 _TEXT_BATCH_ROWS = 8192
@@ -130,6 +130,8 @@ def bind(cursor: duckdb.DuckDBPyConnection, request: RunRequest, parameters: Any
     relation = _bind_text(cursor, request.sql, parameters)
     types = tuple(relation.types)
     names = tuple(relation.columns)
+    for name, kind in zip(names, types, strict=True):
+        _check_carried(name, kind, carrier)
     casts = [export_cast(kind, carrier=carrier) for kind in types]
     columns = tuple((name, spell(kind)) for name, kind in zip(names, types, strict=True))
     if not any(casts):
@@ -139,6 +141,16 @@ def bind(cursor: duckdb.DuckDBPyConnection, request: RunRequest, parameters: Any
         for n, (name, cast) in enumerate(zip(names, casts, strict=True), start=1)
     )
     return Binding(relation.project(", ".join(items)), columns, types, True)
+
+
+def _check_carried(name: str, kind: Any, carrier: Carrier) -> None:
+    found = uncarried(kind, carrier=carrier)
+    if found is not None:
+        within = "" if found == spell(kind) else f" with {found[:80]} in it"
+        raise refuse_sql(
+            f"the column {name[:80]} is {spell(kind)[:200]}{within}, which this form of answer "
+            f"cannot carry: cast it, CAST({quote_name(name[:80])} AS VARCHAR), or leave it out"
+        )
 
 
 def execute_small(
@@ -175,7 +187,7 @@ def stream(
     cursor: duckdb.DuckDBPyConnection,
     binding: Binding,
     request: RunRequest,
-    sink: FrameSink,
+    sink: Sink,
     check: Callable[[], None],
 ) -> int:
     """Sends header, data and end; gives the rows. `check` raises when nobody wants the query."""
@@ -203,7 +215,7 @@ def stream(
     return rows
 
 
-def _text_writer(binding: Binding, request: RunRequest, sink: FrameSink) -> ResultWriter:
+def _text_writer(binding: Binding, request: RunRequest, sink: Sink) -> ResultWriter:
     forms = tuple(json_form(kind, integers=request.integers) for kind in binding.types)
     names = [name for name, _ in binding.columns]
     if request.result_format == "ndjson":

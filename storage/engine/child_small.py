@@ -9,14 +9,15 @@ gives many rows this time, they still all come, only slower, and the next run go
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from decimal import Decimal
 from typing import Any
 
 import duckdb
 import pyarrow as pa
 
 from storage.engine.child_scopes import Sources
-from storage.engine.child_types import type_id
+from storage.engine.child_types import is_fraction, type_id
 
 SMALL_ROWS = 200
 _SQL_LENGTH_MAX = 8192
@@ -35,6 +36,8 @@ _ARROW = {
     "double": pa.float64(),
     "varchar": pa.string(),
     "json": pa.string(),
+    # As the text of it: child_types says why.
+    "decimal": pa.string(),
 }
 
 
@@ -67,11 +70,7 @@ class SmallAnswers:
 def arrow_type(kind: Any) -> pa.DataType | None:
     """The Arrow type of a plain SQL type, or None when values must not pass through Python."""
 
-    name = type_id(kind)
-    if name == "decimal":
-        parts = dict(kind.children)
-        return pa.decimal128(parts["precision"], parts["scale"])
-    return _ARROW.get(name)
+    return None if is_fraction(kind) else _ARROW.get(type_id(kind))
 
 
 def read_batches(
@@ -79,11 +78,18 @@ def read_batches(
 ) -> Iterator[pa.RecordBatch]:
     """The rows of the statement that `cursor` has executed; all `types` are plain."""
 
-    kinds = [arrow_type(kind) for kind in types]
+    kinds = [(type_id(kind) == "decimal", arrow_type(kind)) for kind in types]
     names = [str(n) for n in range(len(kinds))]
     while rows := cursor.fetchmany(_ROWS_PER_FETCH):
         columns = zip(*rows, strict=True)
-        arrays = [pa.array(v, kind) for v, kind in zip(columns, kinds, strict=True)]
+        arrays = [
+            pa.array(_digits(values) if decimal else values, kind)
+            for values, (decimal, kind) in zip(columns, kinds, strict=True)
+        ]
         yield pa.RecordBatch.from_arrays(arrays, names)
         if len(rows) < _ROWS_PER_FETCH:
             return
+
+
+def _digits(values: Iterable[Decimal | None]) -> list[str | None]:
+    return [None if value is None else format(value, "f") for value in values]

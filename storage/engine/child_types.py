@@ -16,7 +16,9 @@ _SPELLED = {
     '"null"': "null",
 }
 #: Types whose text holds more than their name.
-_BY_ID = frozenset({"list", "array", "struct", "tuple", "map", "decimal", "enum", "union"})
+_BY_ID = frozenset(
+    {"list", "array", "struct", "tuple", "map", "decimal", "enum", "union", "geometry"}
+)
 #: Forms in JSON that a type's name decides alone.
 _SIMPLE_FORMS = {
     "boolean": "plain", "tinyint": "plain", "smallint": "plain", "integer": "plain",
@@ -27,26 +29,41 @@ _SIMPLE_FORMS = {
     "timestamp_ns": "timestamp", "timestamptz": "timestamptz", "timestamptz_ns": "timestamptz",
     "uuid": "quoted", "interval": "quoted", "bit": "quoted", "timetz": "quoted",
     "time_ns": "quoted",
+    "varchar": "text", "json": "text", "enum": "text", "geometry": "text", "type": "text",
+    "union": "text", "variant": "text",
 }  # fmt: skip
 #: Numbers in JSON or strings, as `integers` says.
 _WIDE = frozenset({"bigint", "ubigint"})
-#: Written by DuckDB's own cast to text: Arrow has no faithful or no plain form of them.
-_AS_TEXT = frozenset(
-    {"hugeint", "uhugeint", "bignum", "interval", "bit", "timetz", "time_ns", "variant",
-     "geometry", "union", "enum"}
-)  # fmt: skip
 _NUMBER_TEXT = frozenset({"hugeint", "uhugeint", "bignum"})
-#: Arrow carries these exactly; only what it cannot carry is sent as text.
-_ARROW_AS_TEXT = frozenset(
-    {"uhugeint", "hugeint", "bignum", "bit", "timetz", "time_ns", "variant", "geometry", "union",
-     "enum"}
-)  # fmt: skip
-_TEXTS = {
-    "json": _AS_TEXT,
-    "arrow": _ARROW_AS_TEXT,
-    # Parquet's interval has milliseconds, DuckDB's has microseconds.
-    "parquet": _ARROW_AS_TEXT | {"interval"},
+#: What DuckDB's cast to text says whole, and Arrow has no faithful form of.
+_ARROW_CASTS = dict.fromkeys(
+    (*_NUMBER_TEXT, "bit", "timetz", "time_ns", "geometry", "enum", "type"), "VARCHAR"
+) | {
+    # Their text would not tell a number from a text, nor which member it is: their JSON does.
+    "union": "JSON",
+    "variant": "JSON",
 }
+#: What a type must be cast to before it is written, by carrier.
+_CASTS = {
+    "json": _ARROW_CASTS
+    | {"interval": "VARCHAR", "timestamp_s": "TIMESTAMP", "timestamp_ms": "TIMESTAMP"}
+    # Arrow's cast writes 0.0000001 as 1E-7.
+    | {"decimal": "VARCHAR"},
+    "arrow": _ARROW_CASTS,
+    # Parquet's interval has milliseconds, DuckDB's has microseconds; and it has no seconds, of
+    # which pyarrow would make milliseconds where they fit.
+    "parquet": _ARROW_CASTS | {"interval": "VARCHAR", "timestamp_s": "TIMESTAMP"},
+}
+#: Types that can be written; all others are refused.
+KNOWN = (
+    frozenset(_SIMPLE_FORMS)
+    | _WIDE
+    | _NUMBER_TEXT
+    | {"decimal", "list", "array", "struct", "tuple", "map"}
+)
+#: Keys of maps that are names of a JSON object. What is text only after a cast is none: two keys
+#: could have one text.
+_NAMES = frozenset({"varchar", "enum", "json"})
 Carrier = Literal["json", "arrow", "parquet"]
 
 
@@ -55,8 +72,9 @@ class Form:
     """How a column becomes JSON.
 
     `kind`: `plain` (text of the cast as it is), `text` (quoted, must be escaped), `quoted` (quoted,
-    needs no escape), `float`, `blob`, `date`, `time`, `timestamp`, `timestamptz`, `list`,
-    `struct`, `tuple`, `map`, `null`.
+    needs no escape), `fraction_plain` and `fraction_quoted` (decimals with nothing before the
+    point), `float`, `blob`, `date`, `time`, `timestamp`, `timestamptz`, `list`, `struct`, `tuple`,
+    `object` (a map by its keys), `pairs` (a map of other keys), `null`.
     """
 
     kind: str
@@ -82,8 +100,9 @@ def spell(kind: DuckDBPyType) -> str:
     if name in ("list", "array"):
         size = dict(_children(kind)).get("size")
         return f"{spell(_children(kind)[0][1])}[{'' if size is None else size}]"
-    if name == "struct":
-        return "struct(" + ", ".join(f"{_label(n)} {spell(c)}" for n, c in _children(kind)) + ")"
+    if name in ("struct", "union"):
+        members = ", ".join(f"{_label(n)} {spell(child)}" for n, child in _members(kind))
+        return f"{name}({members})"
     if name == "tuple":
         return "tuple(" + ", ".join(spell(child) for _, child in _children(kind)) + ")"
     if name == "map":
@@ -96,41 +115,70 @@ def spell(kind: DuckDBPyType) -> str:
     return name
 
 
+def _members(kind: DuckDBPyType) -> list[tuple[str, Any]]:
+    """Of a struct or union; a union has its tag before them."""
+
+    children = _children(kind)
+    return children[1:] if kind.id == "union" else children
+
+
+def is_fraction(kind: DuckDBPyType) -> bool:
+    """True for decimals without digits before the point: DuckDB writes nothing there."""
+
+    if kind.id != "decimal":
+        return False
+    parts = dict(_children(kind))
+    return bool(parts["precision"] == parts["scale"])
+
+
 def _label(name: str) -> str:
     return name if name.isidentifier() and name.islower() else quote_name(name)
+
+
+def uncarried(kind: DuckDBPyType, *, carrier: Carrier) -> str | None:
+    """The type, of `kind` or inside it, that cannot be written, or None."""
+
+    name = type_id(kind)
+    if name not in KNOWN:
+        return spell(kind)
+    if name not in ("list", "array", "struct", "tuple", "map"):
+        return None
+    children = [child for label, child in _children(kind) if label != "size"]
+    if name == "struct" and not children and carrier == "parquet":
+        return spell(kind)
+    found = (uncarried(child, carrier=carrier) for child in children)
+    return next((each for each in found if each is not None), None)
 
 
 def export_cast(kind: DuckDBPyType, *, carrier: Carrier) -> str | None:
     """The SQL type a column must be cast to before it leaves DuckDB, or None. `carrier`: what its
     values are written in; CSV and NDJSON hold the texts of JSON."""
 
-    wanted = _export_type(kind, _TEXTS[carrier], carrier == "json")
+    wanted = _export_type(kind, carrier)
     return None if wanted == str(kind) else wanted
 
 
-def _export_type(kind: DuckDBPyType, as_text: frozenset[str], json: bool) -> str:
+def _export_type(kind: DuckDBPyType, carrier: Carrier) -> str:
     name = type_id(kind)
-    if name in as_text:
-        return "VARCHAR"
-    if name in ("timestamp_s", "timestamp_ms") and json:
-        return "TIMESTAMP"
-    children = _children(kind) if name in ("list", "array", "struct", "map") else []
+    if name in _CASTS[carrier]:
+        return _CASTS[carrier][name]
+    if name not in ("list", "array", "struct", "tuple", "map"):
+        return str(kind)
+    parts = [(label, child) for label, child in _children(kind) if label != "size"]
+    inner = [_export_type(child, carrier) for _, child in parts]
+    if name == "map" and inner[0] == '"NULL"':  # of an empty map; Arrow's keys cannot be null
+        inner[0] = "VARCHAR"
+    if name == "array" and carrier == "json":
+        return f"{inner[0]}[]"
+    if all(wanted == str(child) for wanted, (_, child) in zip(inner, parts, strict=True)):
+        return str(kind)
     if name in ("list", "array"):
-        size = dict(children).get("size")
-        if size is not None and not json:
-            return f"{_export_type(children[0][1], as_text, json)}[{size}]"
-        return f"{_export_type(children[0][1], as_text, json)}[]"
+        size = dict(_children(kind)).get("size")
+        return f"{inner[0]}[{'' if size is None else size}]"
     if name == "struct":
-        inner = (f"{quote_name(n)} {_export_type(c, as_text, json)}" for n, c in children)
-        wanted = f"STRUCT({', '.join(inner)})"
-        same = all(_export_type(c, as_text, json) == str(c) for _, c in children)
-        return str(kind) if same else wanted
-    if name == "tuple":
-        same = all(_export_type(c, as_text, json) == str(c) for _, c in _children(kind))
-        return str(kind) if same else "VARCHAR"
-    if name == "map":
-        return f"MAP({', '.join(_export_type(c, as_text, json) for _, c in children)})"
-    return str(kind)
+        named = (f"{quote_name(n)} {wanted}" for (n, _), wanted in zip(parts, inner, strict=True))
+        return f"STRUCT({', '.join(named)})"
+    return f"{name.upper()}({', '.join(inner)})"
 
 
 def json_form(kind: DuckDBPyType, *, integers: str) -> Form:
@@ -138,19 +186,16 @@ def json_form(kind: DuckDBPyType, *, integers: str) -> Form:
 
     name = type_id(kind)
     if name in _WIDE or name in _NUMBER_TEXT or name == "decimal":
-        return Form("plain" if integers == "number" else "quoted")
+        fraction = "fraction_" if is_fraction(kind) else ""
+        return Form(fraction + ("plain" if integers == "number" else "quoted"))
     if name in _SIMPLE_FORMS:
         return Form(_SIMPLE_FORMS[name])
+    parts = [(label, child) for label, child in _children(kind) if label != "size"]
+    forms = tuple(json_form(child, integers=integers) for _, child in parts)
     if name in ("list", "array"):
-        return Form("list", (json_form(_children(kind)[0][1], integers=integers),))
-    if name == "tuple":
-        if export_cast(kind, carrier="json") is not None:
-            return Form("text")
-        return Form("tuple", tuple(json_form(c, integers=integers) for _, c in _children(kind)))
+        return Form("list", forms)
     if name == "struct":
-        parts = _children(kind)
-        forms = tuple(json_form(child, integers=integers) for _, child in parts)
-        return Form("struct", forms, tuple(n for n, _ in parts))
+        return Form("struct", forms, tuple(label for label, _ in parts))
     if name == "map":
-        return Form("map", tuple(json_form(c, integers=integers) for _, c in _children(kind)))
-    return Form("text")
+        return Form("object" if type_id(parts[0][1]) in _NAMES else "pairs", forms)
+    return Form("tuple", forms)

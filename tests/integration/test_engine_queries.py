@@ -300,6 +300,7 @@ async def test_small_answer_has_the_same_bytes_each_time(
 
     sql = (
         "SELECT id, half, name, 1e20::double, 0.1::float, 1.50::decimal(9,2), id > 3, NULL::int, "
+        "0::decimal(38,10), -0.0000001::decimal(38,7), '-0.0'::double, NULL::decimal(9,2), "
         "'{}'::json, 'nan'::double FROM t WHERE id < $n ORDER BY id"
     )
 

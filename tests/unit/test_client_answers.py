@@ -36,6 +36,12 @@ def answer(columns: dict[str, str], rows: list[list[Any]]) -> bytes:
     return json.dumps(document).encode()
 
 
+def pairs(*items: tuple[Any, Any]) -> list[dict[str, Any]]:
+    """A map whose keys are not text, in JSON."""
+
+    return [{"key": key, "value": value} for key, value in items]
+
+
 def result(columns: dict[str, str], rows: list[list[Any]]) -> Result:
     moment = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
     return Result(tuple(columns.items()), rows, 3, moment, "lb1.y", {})
@@ -63,6 +69,13 @@ def result(columns: dict[str, str], rows: list[list[Any]]) -> Result:
                 ("a", 'B "c'),
             ),
         ),
+        (
+            "union(n integer, s varchar)[]",
+            SqlType(
+                "list", (SqlType("union", (SqlType("integer"), SqlType("varchar")), ("n", "s")),)
+            ),
+        ),
+        ("struct()", SqlType("struct")),
         ("struct(a integer", SqlType("struct(a integer")),
         ("something new(1)", SqlType("something new(1)")),
         ("decimal(x)", SqlType("decimal(x)")),
@@ -80,18 +93,22 @@ def test_A10_D8_decimals_keep_every_digit() -> None:
     body = (
         b'{"columns":[{"name":"d","type":"decimal(38,18)"},{"name":"f","type":"double"},'
         b'{"name":"l","type":"struct(a decimal(38,18)[], b float)"},'
-        b'{"name":"w","type":"decimal(5,0)"}],'
-        b'"rows":[[' + digits.encode() + b',1.5,{"a":[' + digits.encode() + b',null],"b":0.25},7],'
-        b'[null,"NaN",null,null]],"statistics":{"wait_ms":0.5,"snapshots":[3]}}'
+        b'{"name":"w","type":"decimal(5,0)"},'
+        b'{"name":"m","type":"map(decimal(38,18), map(varchar, float))"}],'
+        b'"rows":[[' + digits.encode() + b',1.5,{"a":[' + digits.encode() + b',null],"b":0.25},7,'
+        b'[{"key":' + digits.encode() + b',"value":{"x":0.5}}]],'
+        b'[null,"NaN",null,null,null]],"statistics":{"wait_ms":0.5,"snapshots":[3]}}'
     )
     document = load_rows(body)
-    assert document["rows"][0] == [digits, 1.5, {"a": [digits, None], "b": 0.25}, "7"]
-    assert document["rows"][1] == [None, "NaN", None, None]
+    assert document["rows"][0] == [digits, 1.5, {"a": [digits, None], "b": 0.25}, "7",
+                                    pairs((digits, {"x": 0.5}))]  # fmt: skip
+    assert document["rows"][1] == [None, "NaN", None, None, None]
     assert document["statistics"] == {"wait_ms": 0.5, "snapshots": [3]}
     columns = [(c["name"], c["type"]) for c in document["columns"]]
     first, second = python_rows(columns, document["rows"])
     assert first == (
-        Decimal(digits), 1.5, {"a": [Decimal(digits), None], "b": 0.25}, Decimal(7)
+        Decimal(digits), 1.5, {"a": [Decimal(digits), None], "b": 0.25}, Decimal(7),
+        {Decimal(digits): {"x": 0.5}},
     )  # fmt: skip
     assert math.isnan(second[1])
 
@@ -102,13 +119,15 @@ def test_values_become_those_of_python() -> None:
         "ns": "timestamp_ns", "f": "float", "l": "date[]", "s": 'struct(a uuid, "x y" integer)',
         "m": "map(integer, date)", "p": "tuple(integer, blob)", "h": "hugeint", "j": "json",
         "mb": "map(boolean, double)", "same": "map(varchar, integer)",
+        "ml": "map(integer[], uuid)", "un": "union(a integer, b date)",
     }  # fmt: skip
     unique = uuid.UUID(int=7)
     row = [
         "AAE=", str(unique), "2026-01-31", "12:00:00.000001", "2026-01-31T12:00:00.000001",
         "2026-01-31T12:00:00.000001Z", "2026-01-31T12:00:00.000000001", "-Infinity",
-        ["2026-01-31", None], {"a": str(unique), "x y": 1}, {"7": "2026-01-31", "8": None},
-        [1, "AAE="], 2**100, '{"a": 1}', {"true": "NaN"}, {"a": 1},
+        ["2026-01-31", None], {"a": str(unique), "x y": 1}, pairs((7, "2026-01-31"), (8, None)),
+        [1, "AAE="], 2**100, '{"a": 1}', pairs((True, "NaN")), {"a": 1},
+        pairs(([1], str(unique))), '{"b":"2026-01-31"}',
     ]  # fmt: skip
     (found,) = result(columns, [row]).fetchall()
     by_name = dict(zip(columns, found, strict=True))
@@ -120,6 +139,7 @@ def test_values_become_those_of_python() -> None:
         "z": at.replace(tzinfo=dt.UTC), "ns": "2026-01-31T12:00:00.000000001", "f": -math.inf,
         "l": [day, None], "s": {"a": unique, "x y": 1}, "m": {7: day, 8: None},
         "p": [1, b"\x00\x01"], "h": 2**100, "j": '{"a": 1}', "same": {"a": 1},
+        "ml": [([1], unique)], "un": '{"b":"2026-01-31"}',
     }  # fmt: skip
 
 

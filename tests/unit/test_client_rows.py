@@ -6,8 +6,10 @@ import datetime as dt
 import decimal
 import io
 import json
+import math
 import sys
 import types
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -59,6 +61,19 @@ def test_objects_go_as_json_whatever_iterates_over_them() -> None:
     mapping = types.MappingProxyType({"id": types.MappingProxyType({"a": 1})})
     assert json.loads(encode_rows([mapping])[0]) == [{"id": {"a": 1}}]
     assert encode_rows((b"id\n1\n", CSV)) == (b"id\n1\n", CSV)
+
+
+def test_maps_by_keys_that_are_no_text_are_said_as_pairs() -> None:
+    """As answers have them: what `fetchall` gave can be sent."""
+
+    day = dt.date(2026, 1, 31)
+    rows = [{"m": {day: math.nan, dt.date(2026, 2, 1): None}, "t": {"a": {uuid.UUID(int=7): 1}}}]
+    assert json.loads(encode_rows(rows)[0]) == [
+        {
+            "m": [{"key": "2026-01-31", "value": "NaN"}, {"key": "2026-02-01", "value": None}],
+            "t": {"a": [{"key": str(uuid.UUID(int=7)), "value": 1}]},
+        }
+    ]
 
 
 def test_values_of_numpy_are_said_as_what_they_are() -> None:

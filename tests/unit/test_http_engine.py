@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,9 @@ from actors.backend import Backend
 from actors.hints import MemoryHintDirectory
 from actors.role_host import RoleHost
 from lakebus.clock import SystemClock
+from lakebus.errors import Unavailable
 from lakebus.telemetry import MemoryMetrics
+from serve_app.query import WHOLE_BYTES_MAX
 from storage.bus.memory import MemoryBus
 from storage.bus.settings import BusSettings
 from storage.catalog.memory import MemoryCatalog
@@ -134,6 +138,38 @@ async def test_D9_a_long_answer_streams_and_stops_with_its_reader(lake: Server) 
     assert exchange.sent[-1].get("more_body") is True
     again = await lake.get("/v1/query?sql=SELECT+count(*)+FROM+events")
     assert again.json()["rows"] == [["3000"]]
+
+
+async def test_D9_a_child_that_dies_under_an_answer_breaks_it(lake: Server) -> None:
+    """The reader sees a connection that broke: no last part ever came. Even of CSV, which has no
+    end of its own. (Errors in late rows, in all forms: test_client_whole.)"""
+
+    sql = "SELECT range AS n, md5(range::VARCHAR) AS digest FROM range(1000000000)"
+    for accept in ("text/csv", "application/x-ndjson"):
+        exchange = RawExchange()
+        running = asyncio.create_task(
+            exchange.run(
+                lake.app,
+                "POST",
+                "/v1/query",
+                headers=[
+                    ("authorization", f"Bearer {lake.key}"),
+                    ("content-type", "application/json"),
+                    ("accept", accept),
+                ],
+                parts=[json.dumps({"sql": sql}).encode()],
+            )
+        )
+        await asyncio.wait_for(exchange.started.wait(), 30)
+        os.kill(lake.engine.status()["child_pid"], signal.SIGKILL)
+        with pytest.raises(Unavailable):
+            await asyncio.wait_for(running, 30)
+        assert exchange.status == 200
+        assert all(message["more_body"] for message in exchange.sent[1:])
+        assert len(exchange.body) > WHOLE_BYTES_MAX
+        assert b'"complete"' not in exchange.body
+    again = await lake.get("/v1/query?sql=SELECT+42")
+    assert again.json()["rows"] == [[42]]
 
 
 # --- partitions --------------------------------------------------------------------------------

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import click
 import pytest
 
 from cluster.api_calls import Api
-from cluster.query_output import Question, form_of_output
+from cluster.query_output import Question, answer, form_of_output
 from cluster.query_shell import Completer, Session, has_words, run_prompt, split, statements_of
 from lakebus.errors import SqlError
 from serve_app.query import WHOLE_BYTES_MAX
@@ -72,6 +75,50 @@ async def test_a_script_runs_until_its_first_error(lake: Lake) -> None:
     failed = await lake.run("query", given="select 1; select 2;")
     assert failed.return_value == 1
     assert failed.stderr == "lakebus: sql_error: no such thing\n"
+
+
+class Answering:
+    """An `Api` that gives one document to whatever is asked."""
+
+    timeout_s = 10.0
+
+    def __init__(self, document: dict[str, Any]) -> None:
+        self._document = document
+        self.accept = ""
+
+    @contextlib.contextmanager
+    def stream(self, path: str, document: Any, *, accept: str) -> Iterator[Any]:
+        self.accept = accept
+        whole = json.dumps(self._document).encode()
+        yield SimpleNamespace(parts=iter([whole[:20], whole[20:]]), headers={})
+
+
+def test_a_table_shows_every_digit_and_what_is_nested_as_json() -> None:
+    columns = {"d": "decimal(38,2)", "f": "double", "l": "struct(a varchar, b bigint[])[]",
+               "m": "map(integer, boolean)", "s": "varchar"}  # fmt: skip
+    digits = "123456789012345678901234567890123456.78"
+    api = Answering(
+        {
+            "columns": [{"name": name, "type": kind} for name, kind in columns.items()],
+            "rows": [
+                [digits, "NaN", [{"a": "é\n", "b": ["9007199254740993", None]}],
+                 [{"key": 1, "value": True}], None],
+                ["1.50", 0.5, [], None, "1.50"],
+            ],
+            "snapshot_id": 3,
+            "visibility_token": "lb1.y",
+        }
+    )  # fmt: skip
+    out = BytesIO()
+    found = answer(cast(Api, api), Question("select"), form="table", out=out)
+    assert (found.rows, api.accept) == (2, "application/json")
+    nested = '[{"a":"é\\n","b":["9007199254740993",null]}]'
+    pairs = '[{"key":1,"value":true}]'
+    assert out.getvalue().decode().splitlines() == [
+        f"{'d':>39}    f  {'l':{len(nested)}}  {'m':{len(pairs)}}  s",
+        f"{digits}  NaN  {nested}  {pairs}",
+        f"{'1.50':>39}  0.5  {'[]':{len(nested)}}  {'':{len(pairs)}}  1.50",
+    ]
 
 
 def typed(lines: Iterable[str | BaseException]) -> Callable[[str], str]:
