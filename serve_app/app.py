@@ -88,7 +88,7 @@ API_ROUTES: tuple[Route, ...] = (
     _R("GET", _QUARANTINE, admin.get_quarantine, "What was set aside", _PAGE, "admin"),
     _R("GET", _QUARANTINED, admin.get_quarantined, "One of them, with its rows", (), "admin"),
     _R("POST", _QUARANTINED + "/replay", admin.replay_quarantined, "Send again, fixed or as it is",
-       ("timeout_ms",), "admin", answers={202: "The rows are durable"}),
+       ("timeout_ms",), "admin", SUPPORTED_MEDIA_TYPES, {202: "The rows are durable"}),
     _R("DELETE", _QUARANTINED, admin.delete_quarantined, "Forget for good", (), "admin"),
     _R("POST", "/v1/admin/maintenance/{kind}", maintenance.post_maintenance,
        "Run compact, retain, collect or validate now", maintenance.MAINTENANCE_PARAMETERS, "admin",

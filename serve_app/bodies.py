@@ -106,6 +106,20 @@ def decode_document(body: bytes, kind: type[T]) -> T:
         raise MalformedBody(f"the body is not JSON in UTF-8: {str(error)[:200]}") from None
 
 
+def refuse_nul(value: object, name: str) -> None:
+    """For what is stored as text, which has no NUL in a database. Raises MalformedRequest."""
+
+    if isinstance(value, str):
+        if "\0" in value:
+            raise MalformedRequest(f"{name} holds the character NUL, which cannot be stored")
+    elif isinstance(value, dict):
+        refuse_nul(list(value), name)
+        refuse_nul(list(value.values()), name)
+    elif isinstance(value, list):
+        for item in value:
+            refuse_nul(item, name)
+
+
 def _coding_of(call: Call) -> str | None:
     text = (call.joined_header(b"content-encoding") or "identity").lower()
     text = "gzip" if text == "x-gzip" else text

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import msgspec
 
 from lakebus.errors import MalformedRequest
-from serve_app.bodies import ClientGone, read_document
+from serve_app.bodies import ClientGone, read_document, refuse_nul
 from serve_app.calls import TIMEOUT_MS_DEFAULT, TIMEOUT_MS_MAX, Answer, Call, Parameters
 from serve_app.connection import ended_or_left
 from serve_app.dependencies import Dependencies, present
@@ -57,6 +57,8 @@ def request_of(
     given_ms = TIMEOUT_MS_DEFAULT if timeout_ms is None else timeout_ms
     if not 1 <= given_ms <= TIMEOUT_MS_MAX:
         raise MalformedRequest(f"timeout_ms must be a whole number, 1 to {TIMEOUT_MS_MAX}")
+    refuse_nul(where, "where")
+    refuse_nul(parameters, "parameters")
     return DeleteRequest(
         principal=call.principal,
         table=call.path_values["table"],

@@ -15,6 +15,7 @@ from serve_app.bodies import (
     decode_document,
     read_body,
     read_document,
+    refuse_nul,
 )
 from serve_app.calls import TIMEOUT_MS_DEFAULT, Answer, Call, Parameters, media_type_of, time_text
 from serve_app.dependencies import Dependencies, present
@@ -45,11 +46,14 @@ async def post_maintenance(call: Call, parameters: Parameters, app: Dependencies
     service = present(app.maintenance)
     waits = parameters.text("timeout_ms") is not None
     timeout_ms = parameters.timeout_ms(low=0)
+    kind = _askable(call.path_values["kind"])
+    document = await _document(call)
+    refuse_nul(document.parameters, "parameters")
     job, was_there = await service.submit(
         call.principal,
-        _askable(call.path_values["kind"]),
+        kind,
         table=parameters.text("table"),
-        parameters=(await _document(call)).parameters,
+        parameters=document.parameters,
         dry_run=parameters.boolean("dry_run"),
         key=call.idempotency_key(),
     )
@@ -82,10 +86,10 @@ async def get_job(call: Call, parameters: Parameters, app: Dependencies) -> Answ
 
     call.principal.require_everywhere("admin")
     service = present(app.maintenance)
+    timeout_ms = parameters.timeout_ms(low=0, default=0)
     job = await service.job(call.principal, _job_id(call.path_values["job_id"]))
-    if parameters.text("timeout_ms") is not None:
-        deadline_s = call.deadline_s(parameters.timeout_ms(low=0))
-        job = await service.ended(job, deadline_s=deadline_s)
+    if timeout_ms:
+        job = await service.ended(job, deadline_s=call.deadline_s(timeout_ms))
     return Answer(_job_json(job, await service.table_names()))
 
 
@@ -126,7 +130,10 @@ async def get_tags(call: Call, parameters: Parameters, app: Dependencies) -> Ans
 async def delete_tag(call: Call, parameters: Parameters, app: Dependencies) -> Answer:
     call.principal.require_everywhere("admin")
     call.idempotency_key()
-    tag = await present(app.maintenance).drop_tag(call.principal, call.path_values["name"])
+    name = call.path_values["name"]
+    if "\0" in name:
+        raise NotFound("there is no tag of this name; names have no NUL")
+    tag = await present(app.maintenance).drop_tag(call.principal, name)
     return Answer(_tag_json(tag) | {"dropped": True})
 
 

@@ -142,7 +142,7 @@ async def test_every_described_parameter_is_taken(lake: Server) -> None:
             answer = await lake.http.request(
                 route.method,
                 re.sub(r"\{\w+\}", "1", route.path),
-                params={name: "\u0000"},
+                params={name: "\u0001"},
                 headers=lake.headers(),
             )
             assert "unknown parameter" not in answer.text
