@@ -13,7 +13,7 @@ WORKERS ?= 2
 CHECKED := lakebus storage actors serve_app cluster migrations tests
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format chaos soak simulate mutation bench bench-compaction docs lock clean
+.PHONY: help demo test check format chaos soak fuzz simulate mutation bench bench-quick bench-compaction docs lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -41,14 +41,20 @@ soak: $(VENV)/.dev ## All maintenance jobs at work under kills: SEED=7 MINUTES=3
 	$(BIN)/python -m tests.chaos --maintenance --minutes $(or $(MINUTES),30) $(if $(SEED),--seed $(SEED)) \
 		--results $(or $(RESULTS),benchmarks/results/soak.json)
 
+fuzz: $(VENV)/.dev ## The service against its own OpenAPI: MINUTES=5 SEED=1
+	$(BIN)/python -m tests.openapi --minutes $(or $(MINUTES),5) $(if $(SEED),--seed $(SEED))
+
 simulate: $(VENV)/.dev ## Seeded schedules with faults, in memory: SEED=1 MINUTES=1
 	$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES))
 
 mutation: $(VENV)/.dev ## Break a copy of the code on purpose; the suite must notice each time
 	$(BIN)/python -m tests.mutation $(if $(MUTANTS),$(MUTANTS),--write benchmarks/results)
 
-bench: $(VENV)/.dev ## Run the benchmarks
-	$(BIN)/python -m benchmarks
+bench: $(VENV)/.dev $(VENV)-peers/.made ## Goals beside peers: report, tables, plots (two hours)
+	$(BIN)/python -m benchmarks.goals --peers $(VENV)-peers/bin/python $(BENCH_ARGUMENTS)
+
+bench-quick: $(VENV)/.dev $(VENV)-peers/.made ## The same in minutes, into benchmarks/results/quick
+	$(BIN)/python -m benchmarks.goals --quick --peers $(VENV)-peers/bin/python $(BENCH_ARGUMENTS)
 
 bench-compaction: $(VENV)/.dev $(VENV)-peers/.made ## Compaction beside DuckLake and delta-rs
 	$(BIN)/python -m benchmarks.compaction --peers $(VENV)-peers/bin/python $(BENCH_ARGUMENTS)

@@ -230,6 +230,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--window-s", type=float, default=15.0)
     parser.add_argument("--share", type=float, default=0.5, help="of what the stack can take")
     parser.add_argument("--rate", type=float, help="requests/s, instead of a share")
+    parser.add_argument("--out", type=Path, help="folder of the results, those of --quick too")
     options = parser.parse_args(arguments)
     if options.quick:
         options.pairs, options.window_s = 2, 5.0
@@ -254,11 +255,12 @@ def main(arguments: list[str]) -> int:
     found["verdicts"] = {
         name: verdict(found["ratios"][name]) for name in ("ack_ms_p99", "visible_ms_p99")
     }
-    if not options.quick:
-        RESULTS.mkdir(exist_ok=True)
+    out = options.out or (None if options.quick else RESULTS)
+    if out is not None:
+        out.mkdir(exist_ok=True)
         text = json.dumps(found, indent=1)
-        (RESULTS / "compaction_load.json").write_text(text + "\n", encoding="utf-8")
-        (RESULTS / "compaction_load.md").write_text(report(found), encoding="utf-8")
+        (out / "compaction_load.json").write_text(text + "\n", encoding="utf-8")
+        (out / "compaction_load.md").write_text(report(found), encoding="utf-8")
     print(report(found))
     return 0
 

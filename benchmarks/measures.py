@@ -135,20 +135,27 @@ async def ingest_load(
 
 
 async def write_to_visible(
-    url: str, api_key: str, *, requests: int, rows: int, table: str
+    url: str,
+    api_key: str,
+    *,
+    requests: int,
+    rows: int,
+    table: str,
+    write_url: str | None = None,
 ) -> dict[str, Any]:
     """One client: POST, then a query with the receipt's token; from the first byte sent to the
-    last byte read."""
+    last byte read. `write_url`: another door for the rows."""
 
     await make_table(url, api_key, table)
     rng = random.Random(7)
     connection = Connection(url, api_key)
+    writer = connection if write_url is None else Connection(write_url, api_key)
     total: list[float] = []
     ack: list[float] = []
     for number in range(requests + 20):
         body = data.json_body(number * rows, rows, rng)
         began = time.perf_counter()
-        written = await connection.request(
+        written = await writer.request(
             "POST",
             f"/v1/tables/{table}/rows",
             body=body,
@@ -166,6 +173,7 @@ async def write_to_visible(
             total.append((ended - began) * 1000)
             ack.append((middle - began) * 1000)
     connection.close()
+    writer.close()
     return {
         "requests": requests,
         "rows_per_request": rows,

@@ -10,10 +10,10 @@ from benchmarks.show.processes import descendants
 
 def stack_memory_mib(supervisor: int) -> int:
     pids = [supervisor, *(pid for pid, _ in descendants(supervisor))]
-    return round(sum(_proportional_kib(pid) for pid in pids) / 1024)
+    return round(sum(proportional_kib(pid) for pid in pids) / 1024)
 
 
-def _proportional_kib(pid: int) -> int:
+def proportional_kib(pid: int) -> int:
     try:
         text = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8")
     except OSError:

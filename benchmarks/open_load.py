@@ -29,7 +29,15 @@ class OpenLoad:
     `visible_each` requests ms until its rows were visible."""
 
     def __init__(
-        self, *, url: str, api_key: str, table: str, rows: int, rate: float, visible_each: int
+        self,
+        *,
+        url: str,
+        api_key: str,
+        table: str,
+        rows: int,
+        rate: float,
+        visible_each: int,
+        read_url: str | None = None,
     ) -> None:
         self._path = f"/v1/tables/{table}/rows"
         self._rate, self._visible_each = rate, visible_each
@@ -40,7 +48,7 @@ class OpenLoad:
         self._readers: asyncio.LifoQueue[Connection] = asyncio.LifoQueue()
         for _ in range(_CONNECTIONS):
             self._writers.put_nowait(Connection(url, api_key))
-            self._readers.put_nowait(Connection(url, api_key))
+            self._readers.put_nowait(Connection(read_url or url, api_key))
         self.samples: list[tuple[float, float, float | None]] = []
         self.failures: dict[str, int] = {}
 
@@ -103,13 +111,18 @@ class OpenLoad:
 
 async def main() -> dict[str, Any]:
     loop = asyncio.get_running_loop()
-    load = OpenLoad(**json.loads(sys.stdin.readline()))
-    stop = asyncio.Event()
+    order = json.loads(sys.stdin.readline())
+    announce = order.pop("announce", False)
+    load = OpenLoad(**order)
+    if announce:
+        print("ready", flush=True)
+    stop, cpu = asyncio.Event(), time.process_time()
     reading = loop.run_in_executor(None, sys.stdin.read)
     reading.add_done_callback(lambda _: stop.set())
     await load.run(stop)
     await reading
-    return {"samples": load.samples, "failures": load.failures}
+    cpu_s = round(time.process_time() - cpu, 3)
+    return {"samples": load.samples, "failures": load.failures, "load_cpu_s": cpu_s}
 
 
 if __name__ == "__main__":

@@ -19,11 +19,14 @@ from benchmarks.show.processes import supervisor_of
 
 @dataclass(frozen=True, slots=True)
 class RunningStack:
+    """`ingest_url`: the direct door, where the stack has one."""
+
     url: str
     api_key: str
     supervisor: int
     data_dir: Path
     start_s: float
+    ingest_url: str | None = None
 
 
 @contextmanager
@@ -51,6 +54,7 @@ def running_stack(**settings: str) -> Iterator[RunningStack]:
             supervisor_of(root),
             root,
             round(seconds, 2),
+            connection.get("ingest_url"),
         )
     finally:
         subprocess.run([*command, "down", *place], check=False, stdout=sys.stderr, timeout=120)

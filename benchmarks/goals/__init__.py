@@ -1,0 +1,1 @@
+"""The goals of the project, measured beside what people would run instead."""

@@ -1,0 +1,41 @@
+"""All benchmarks, in the order they run, and how a person names some of them."""
+
+from __future__ import annotations
+
+from benchmarks.goals import bulk, bystander, freshness, history, ingest, inside, queries, resources
+from benchmarks.goals.rows import Benchmark
+
+BENCHMARKS: tuple[Benchmark, ...] = (
+    ingest.BENCHMARK,
+    freshness.BENCHMARK,
+    queries.BENCHMARK,
+    bulk.BENCHMARK,
+    resources.BENCHMARK,
+    history.BENCHMARK,
+    inside.BENCHMARK,
+    bystander.BENCHMARK,
+)
+
+
+class UnknownGoal(Exception):
+    pass
+
+
+def chosen(only: str, among: tuple[Benchmark, ...] = BENCHMARKS) -> list[Benchmark]:
+    """Those that have one of the goals, or the name, of a list with commas; all for an empty one.
+    Raises UnknownGoal with what there is."""
+
+    wanted = [word.strip() for word in only.split(",") if word.strip()]
+    found = []
+    for benchmark in among:
+        names = {benchmark.name.lower(), *(goal.lower() for goal in benchmark.goals)}
+        if not wanted or any(word.lower() in names for word in wanted):
+            found.append(benchmark)
+    known = {name for one in among for name in (one.name.lower(), *map(str.lower, one.goals))}
+    unknown = [word for word in wanted if word.lower() not in known]
+    if unknown:
+        raise UnknownGoal(
+            f"there is no benchmark for {', '.join(unknown)}; there are: "
+            + "; ".join(f"{one.name} ({', '.join(one.goals)})" for one in among)
+        )
+    return found
