@@ -30,6 +30,7 @@ _COMMANDS = {
     "config": (_STACK, "Settings, their values, and where these came from."),
     "keys": (_STACK, "API keys: make, list, revoke."),
     "history": (_STACK, "Whether the database went back in time."),
+    "ray-env": ("cluster.ray_env_command", "Print what lets a Ray driver join the stack."),
     "demo": (_STACK, "The whole system on real data."),
     "ingest": ("cluster.ingest_command", "Send rows of files, folders or a pipe, once."),
     "query": ("cluster.query_command", "Run SQL, or ask at a prompt."),
@@ -63,7 +64,8 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             return None
-        found = getattr(importlib.import_module(_COMMANDS[cmd_name][0]), cmd_name)
+        module = importlib.import_module(_COMMANDS[cmd_name][0])
+        found = getattr(module, cmd_name.replace("-", "_"))
         assert isinstance(found, click.Command), cmd_name
         return found
 
