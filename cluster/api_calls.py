@@ -23,7 +23,9 @@ from urllib.parse import urlencode, urlsplit
 
 from lakebus import errors
 from lakebus.client import Client, connect
+from lakebus.client_door import CONNECT_S, Door
 from lakebus.client_forms import pause_after_s, write_headers
+from lakebus.client_http import INGEST_URL_HEADER
 
 JSON = "application/json"
 #: Beyond the server's own deadline, for the way there and back.
@@ -48,11 +50,13 @@ class Streamed:
 class Api:
     """One server. May be used by several threads; each has a connection of its own."""
 
-    def __init__(self, url: str, api_key: str, *, timeout_s: float) -> None:
-        self.client: Client = connect(url, api_key, timeout_s=timeout_s)
+    def __init__(
+        self, url: str, api_key: str, *, timeout_s: float, ingest_url: str | None = None
+    ) -> None:
+        self.client: Client = connect(url, api_key, timeout_s=timeout_s, ingest_url=ingest_url)
         self.url = url
+        self._door = Door(url, ingest_url)
         self.timeout_s = timeout_s
-        self._parts = urlsplit(url)
         self._authorization = f"Bearer {api_key}"
         self._mine = threading.local()
         self._lock = threading.Lock()
@@ -110,9 +114,11 @@ class Api:
         key: str | None = None,
         timeout_s: float | None = None,
         timed: bool = False,
+        ingest: bool = False,
     ) -> dict[str, Any]:
         """One call with its retries; the answer's document. `timed` tells the server how long it
-        may take. Raises the typed error of the last answer."""
+        may take; `ingest`: it is rows, which take the direct door while it answers. Raises the
+        typed error of the last answer."""
 
         named = dict(headers or {})
         if document is not None:
@@ -122,9 +128,14 @@ class Api:
         deadline_s = time.monotonic() + (self.timeout_s if timeout_s is None else timeout_s)
         attempt = 0
         while True:
+            direct = self._door.url() if ingest else None
             try:
-                return self._once(method, path, query, body, named, deadline_s, timed=timed)
+                return self._once(method, path, query, body, named, deadline_s, timed, direct)
             except errors.LakebusError as error:
+                if direct is not None and _is_elsewhere(error):
+                    self._door.failed()
+                    if time.monotonic() < deadline_s and not self._closed:
+                        continue  # at once, by the url; the key makes it the same request
                 pause_s = pause_after_s(error, attempt)
                 if not error.retryable or time.monotonic() + pause_s >= deadline_s:
                     raise
@@ -168,15 +179,17 @@ class Api:
         body: bytes,
         headers: Mapping[str, str],
         deadline_s: float,
-        *,
         timed: bool,
+        direct: str | None,
     ) -> dict[str, Any]:
         asked = {name: value for name, value in (query or {}).items() if value is not None}
         if timed:
             left_s = min(_ATTEMPT_S, max(0.001, deadline_s - time.monotonic()))
             asked["timeout_ms"] = str(max(1, round(left_s * 1000)))
         target = f"{path}?{urlencode(asked)}" if asked else path
-        answer = self._answer(method, target, body, headers, deadline_s)
+        answer = self._answer(method, target, body, headers, deadline_s, direct)
+        if direct is None:
+            self._door.learn(answer.getheader(INGEST_URL_HEADER))
         try:
             found: dict[str, Any] = json.loads(answer.read())
         except ValueError:
@@ -186,7 +199,13 @@ class Api:
         return found
 
     def _answer(
-        self, method: str, target: str, body: bytes, headers: Mapping[str, str], deadline_s: float
+        self,
+        method: str,
+        target: str,
+        body: bytes,
+        headers: Mapping[str, str],
+        deadline_s: float,
+        direct: str | None = None,
     ) -> http.client.HTTPResponse:
         """The head of a successful answer; its body is to be read. Raises the typed error."""
 
@@ -196,14 +215,15 @@ class Api:
         named = {"authorization": self._authorization, **headers}
         left_s = min(_ATTEMPT_S, max(0.001, deadline_s - time.monotonic())) + _GRACE_S
         for fresh in (False, True):
-            connection, kept = self._connection(left_s, fresh=fresh)
+            connection, kept = self._connection(direct or self.url, left_s, fresh=fresh)
             sent = False
             try:
                 if connection.sock is None:
                     connection.connect()
                 connection.sock.settimeout(left_s)
                 sent = True
-                connection.request(method, self._parts.path.rstrip("/") + target, body, named)
+                prefix = urlsplit(direct or self.url).path.rstrip("/")
+                connection.request(method, prefix + target, body, named)
                 answer = connection.getresponse()
                 if answer.status >= 400:
                     raise _error_of(answer, answer.read())
@@ -229,17 +249,21 @@ class Api:
     # --- connections ------------------------------------------------------------------------
 
     def _connection(
-        self, timeout_s: float, *, fresh: bool
+        self, url: str, timeout_s: float, *, fresh: bool
     ) -> tuple[http.client.HTTPConnection, bool]:
-        """(the connection of this thread, whether it was used before)."""
+        """(the connection of this thread to the url, whether it was used before)."""
 
         known: http.client.HTTPConnection | None = getattr(self._mine, "connection", None)
-        if known is not None and not fresh:
+        if known is not None and self._mine.url != url:
+            self._drop()
+        elif known is not None and not fresh:
             return known, True
-        secure = self._parts.scheme == "https"
+        parts = urlsplit(url)
+        secure = parts.scheme == "https"
         kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
-        made = kind(self._parts.hostname or "", self._parts.port, timeout=timeout_s)
-        self._mine.connection = made
+        within_s = timeout_s if url == self.url else min(timeout_s, CONNECT_S)
+        made = kind(parts.hostname or "", parts.port, timeout=within_s)
+        self._mine.connection, self._mine.url = made, url
         with self._lock:
             self._open.add(made)
         return made, False
@@ -265,6 +289,14 @@ def _parts_of(answer: http.client.HTTPResponse) -> Iterator[bytes]:
         raise errors.Unavailable(
             f"the answer broke off before its end, so it is not whole: {type(error).__name__}"
         ) from error
+
+
+def _is_elsewhere(error: errors.LakebusError) -> bool:
+    """What an answer, or none, of the direct door leaves open, and the url's answer settles."""
+
+    if isinstance(error, (errors.Unauthenticated, errors.Unavailable, errors.OutcomeUnknown)):
+        return True
+    return type(error) is errors.LakebusError  # no answer of lakebus
 
 
 def _error_of(answer: http.client.HTTPResponse, body: bytes) -> errors.LakebusError:

@@ -16,11 +16,13 @@ async def nothing_to_tend() -> str | None:
 class Deployed:
     """Where the application answers.
 
-    `api_key` is the key of the local profile (None: there is none). `tend` is called every
-    `tend_s`: it revives what nobody else would, and says what it did.
+    `ingest_url` is the direct door for rows, if there is one. `api_key` is the key of the local
+    profile (None: there is none). `tend` is called every `tend_s`: it revives what nobody else
+    would, and says what it did.
     """
 
     url: str
     api_key: str | None
     tend: Callable[[], Coroutine[Any, Any, str | None]] = nothing_to_tend
     tend_s: float = 1.0
+    ingest_url: str | None = None

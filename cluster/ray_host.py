@@ -70,7 +70,12 @@ def _serve(channel: Channel, wiring: str) -> None:
     settings = Settings.from_private_json(order["settings"])
     with asyncio.Runner() as runner:
         deployed: Deployed = runner.run(deploy(settings, api_key=order["api_key"]))
-        channel.send("deployed", url=deployed.url, api_key=deployed.api_key)
+        channel.send(
+            "deployed",
+            url=deployed.url,
+            api_key=deployed.api_key,
+            ingest_url=deployed.ingest_url,
+        )
         while not channel.waiting(deployed.tend_s) or channel.receive()["kind"] != "stop":
             _require_ray()
             _tend(runner, deployed)

@@ -49,6 +49,7 @@ class Ready:
     url: str
     api_key: str
     seconds: float
+    ingest_url: str | None = None
 
 
 class Stack:
@@ -77,7 +78,7 @@ class Stack:
         self._host: HostLink | None = None
         self._place: RayPlace | None = None
         self._state: StackState | None = None
-        self._http_port = 0
+        self._http_port = self._direct_port = 0
         self._stopping = asyncio.Event()
 
     # --- life ------------------------------------------------------------------------------
@@ -130,6 +131,7 @@ class Stack:
             supervisor=own,
             stack_id=stack_id,
             http_port=self._http_port,
+            direct_port=self._direct_port,
             first_port=self._place.first_port,
             run_dir=str(self._place.run_dir),
         )
@@ -145,24 +147,33 @@ class Stack:
         return await self._deploy(str(database), began)
 
     def _take_ports(self, earlier: StackState | None) -> None:
-        wanted = self._settings.http.port
-        host = self._settings.http.host
-        explicit = self._settings.source_of("http.port") != "default"
-        last = 0 if earlier is None else earlier.http_port
+        settings = self._settings
+        last, last_direct = (0, 0) if earlier is None else (earlier.http_port, earlier.direct_port)
+        self._http_port = self._take_port(
+            "http.port", settings.http.host, settings.http.port, last, flag="--port"
+        )
+        if settings.direct.enabled:
+            self._direct_port = self._take_port(
+                "direct.port", settings.direct.host, settings.direct.port, last_direct
+            )
+
+    def _take_port(
+        self, name: str, host: str, wanted: int, last: int, *, flag: str | None = None
+    ) -> int:
+        explicit = self._settings.source_of(name) != "default"
         candidates = [wanted] if explicit and wanted else [last, wanted]
         for port in candidates:
             if port and self._claims.take(port, host):
-                self._http_port = port
-                return
+                return port
         if explicit and wanted:
             raise StartRefused(
-                f"Port {wanted} is taken. Stop what listens there, or choose another with --port"
-                " (0 takes a free one)."
+                f"Port {wanted} is taken. Stop what listens there, or choose another with"
+                f" {flag or name} (0 takes a free one)."
             )
         block = self._claims.take_block()
         if block is None:
             raise StartRefused("No free ports were found on this machine.")
-        self._http_port = block
+        return block
 
     def _prepare_place(self, stack_id: str, earlier: StackState | None) -> RayPlace:
         wanted = self._settings.ray.port_base or (0 if earlier is None else earlier.first_port)
@@ -214,8 +225,7 @@ class Stack:
             http={
                 "host": settings.http.host,
                 "port": self._http_port,
-                # A little above our own budget, so that our own typed answer comes first.
-                "request_timeout_s": settings.query.timeout_ms_max / 1000 + 5,
+                "request_timeout_s": self._settings.request_timeout_s,
             },
         )
         return host
@@ -224,6 +234,7 @@ class Stack:
         assert self._host is not None, "the host is started before the application"
         values = self._settings.private_json()
         values |= {"postgres.dsn": dsn, "http.port": self._http_port}
+        values["direct.port"] = self._direct_port
         values["data_dir"] = str(self.files.root)
         self._host.send("deploy", settings=values, api_key=self.files.api_key())
         deployed = await self._host.wait_for("deployed")
@@ -231,10 +242,21 @@ class Stack:
         await self._wait_ready(url, began)
         if api_key:
             self.files.keep_api_key(api_key)
-        self.files.write_connection(url=url, api_key=api_key)
+        ingest_url = await self._direct_door(deployed.get("ingest_url"))
+        self.files.write_connection(url=url, api_key=api_key, ingest_url=ingest_url)
         marks = (self._host.mark, *processes.descendants(self._host.mark.pid))
-        self._write_state(phase="ready", url=url, processes=marks)
-        return Ready(url=url, api_key=api_key, seconds=time.monotonic() - began)
+        self._write_state(phase="ready", url=url, ingest_url=ingest_url, processes=marks)
+        seconds = time.monotonic() - began
+        return Ready(url=url, api_key=api_key, seconds=seconds, ingest_url=ingest_url)
+
+    async def _direct_door(self, url: str | None) -> str | None:
+        """Its address, if it answers or is another's (a balancer, which may come later)."""
+        if url is None or url == self._settings.direct.url:
+            return url
+        opened, said = await asyncio.to_thread(answers, f"{url}/healthz")
+        if not opened:
+            self._say(f"the direct door at {url} does not answer ({said}); rows go through the url")
+        return url if opened else None
 
     async def _wait_ready(self, url: str, began: float) -> None:
         deadline = began + self._settings.ray.start_timeout_s

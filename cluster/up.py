@@ -39,6 +39,8 @@ def foreground(settings: Settings, *, wiring: str = WIRING, migrate_external: bo
     def tell(ready: Ready) -> None:
         say(f"ready after {ready.seconds:.1f} s")
         click.echo(f"url      {ready.url}")
+        if ready.ingest_url:
+            click.echo(f"direct   {ready.ingest_url}")
         click.echo(f"api key  {ready.api_key}")
         click.echo(f"in       {StackFiles(settings.data_dir).connection_path}")
 

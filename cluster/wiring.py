@@ -8,9 +8,10 @@ processes are told is the path of the settings file, never a secret; what they m
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import functools
-from collections.abc import Mapping
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from ray import serve
@@ -25,6 +26,9 @@ from lakebus.settings import Settings
 from lakebus.telemetry import Metrics
 from serve_app import deployments
 from serve_app.dependencies import Dependencies
+from serve_app.direct import DirectDoor, DoorSettings
+from serve_app.direct_protocol import ConnectionLimits
+from serve_app.direct_url import IngestUrl, door_id
 from storage.ingesting.grants import SCOPES, Grant
 from storage.ingesting.keyring import KeyRing
 
@@ -51,13 +55,26 @@ async def deploy(settings: Settings, *, api_key: str | None) -> Deployed:
         runtime.start(roles, timeout_s=settings.ray.start_timeout_s),
         asyncio.to_thread(serve.run_many, applications),
     )
-    host = "127.0.0.1" if settings.http.host in ("0.0.0.0", "::") else settings.http.host
     return Deployed(
-        url=f"http://{host}:{settings.http.port}",
+        url=_here(settings.http.host, settings.http.port),
+        ingest_url=_ingest_url(settings),
         api_key=key,
         tend=functools.partial(runtime.tend, roles),
         tend_s=settings.actors.supervisor_tick_ms / 1000,
     )
+
+
+def _ingest_url(settings: Settings) -> str | None:
+    """The direct door as seen from this machine, or where the setting says that it is."""
+    direct = settings.direct
+    if not direct.enabled or not (direct.url or direct.port):
+        return None
+    return direct.url or _here(direct.host, direct.port)
+
+
+def _here(host: str, port: int) -> str:
+    name = "127.0.0.1" if host in ("0.0.0.0", "::") else host
+    return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
 
 
 def runtime_settings(settings: Settings, settings_path: Path) -> RuntimeSettings:
@@ -73,14 +90,46 @@ def runtime_settings(settings: Settings, settings_path: Path) -> RuntimeSettings
     )
 
 
-def api_dependencies(path: str, *, metrics: Metrics) -> AbstractAsyncContextManager[Dependencies]:
-    """What an ingest replica stands on: the components, and the actors for its status."""
-    roles = runtime_settings(components.read_settings(path), Path(path))
+@asynccontextmanager
+async def api_dependencies(path: str, *, metrics: Metrics) -> AsyncIterator[Dependencies]:
+    """What an ingest replica stands on: the components, its direct door, and the actors for its
+    status."""
+    settings = components.read_settings(path)
+    roles = runtime_settings(settings, Path(path))
 
     async def status() -> Mapping[str, object]:
         return {"actors": [_actor_json(found) for found in await runtime.status(roles)]}
 
-    return assembly.api_dependencies(path, metrics=metrics, status=status)
+    async with assembly.api_dependencies(path, metrics=metrics, status=status) as opened:
+        door = await _door(settings, opened) if settings.direct.enabled else None
+        yield dataclasses.replace(opened, door=door)
+
+
+async def _door(settings: Settings, opened: Dependencies) -> DirectDoor:
+    """The same bounds as Serve's route has, from the same settings."""
+    http, direct = settings.http, settings.direct
+    head = await opened.catalog.head()
+    return DirectDoor(
+        DoorSettings(
+            host=direct.host,
+            port=direct.port,
+            connections=ConnectionLimits(
+                connections_max=direct.connections_max,
+                head_s=direct.head_timeout_s,
+                request_s=settings.request_timeout_s,
+                idle_s=direct.idle_timeout_s,
+            ),
+            running_max=http.ongoing_requests_max,
+            waiting_max=http.queued_requests_max,
+            drain_s=http.drain_s,
+        ),
+        IngestUrl(
+            host=direct.host,
+            http_port=http.port,
+            url=direct.url,
+            door_id=door_id(head.history),
+        ),
+    )
 
 
 def _actor_json(found: runtime.ActorStatus) -> dict[str, object]:

@@ -34,18 +34,32 @@ from lakebus.client_tables import Tables
 __all__ = ["TIMEOUT_S", "AsyncClient", "Client", "Rows", "connect", "connect_async"]
 
 
-def connect(url: str, api_key: str, *, timeout_s: float = TIMEOUT_S) -> Client:
-    """A client; connections are made when needed. Raises MalformedRequest for a bad URL."""
+def connect(
+    url: str, api_key: str, *, timeout_s: float = TIMEOUT_S, ingest_url: str | None = None
+) -> Client:
+    """A client; connections are made when needed. `url` is the address of the server, or "ray" in a
+    job on the Ray cluster that serves lakebus: then calls go through Ray (`lakebus.client_ray`).
+    Rows take the server's direct door by themselves where there is one; `ingest_url` names it,
+    instead of learning it from the server, and `url` itself as `ingest_url` means not to use it.
 
-    return Client(url, api_key, timeout_s=timeout_s)
+    Raises MalformedRequest for a bad URL, or outside of a Ray cluster, and PackageMissing.
+    """
+
+    return Client(url, api_key, timeout_s=timeout_s, ingest_url=ingest_url)
 
 
 def connect_async(
-    url: str, api_key: str, *, timeout_s: float = TIMEOUT_S, calls_max: int = 32
+    url: str,
+    api_key: str,
+    *,
+    timeout_s: float = TIMEOUT_S,
+    ingest_url: str | None = None,
+    calls_max: int = 32,
 ) -> AsyncClient:
     """The same for `await`; at most `calls_max` calls at once, further ones wait."""
 
-    return AsyncClient(Client(url, api_key, timeout_s=timeout_s), calls_max=calls_max)
+    client = Client(url, api_key, timeout_s=timeout_s, ingest_url=ingest_url)
+    return AsyncClient(client, calls_max=calls_max)
 
 
 class Client(Tables, Ingesting, Deletes, Queries, Administration, Erasures):
@@ -57,11 +71,12 @@ class Client(Tables, Ingesting, Deletes, Queries, Administration, Erasures):
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickled, it is its address and its key: tasks in other processes make their own calls."""
 
-        return _again, (self.url, self._authorization.removeprefix("Bearer "), self._timeout_s)
+        api_key = self._authorization.removeprefix("Bearer ")
+        return _again, (self.url, api_key, self._timeout_s, self._ingest_url)
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
 
-def _again(url: str, api_key: str, timeout_s: float) -> Client:
-    return Client(url, api_key, timeout_s=timeout_s)
+def _again(url: str, api_key: str, timeout_s: float, ingest_url: str | None) -> Client:
+    return Client(url, api_key, timeout_s=timeout_s, ingest_url=ingest_url)

@@ -6,6 +6,7 @@ for here: without it an answer that broke off would look like a shorter one (con
 
 from __future__ import annotations
 
+import datetime as dt
 import importlib
 import io
 from collections.abc import Callable, Iterator, Sequence
@@ -13,9 +14,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from lakebus.client_errors import AnswerTruncated, package_missing
-from lakebus.client_http import Answer, TransportFailed
+from lakebus.client_http import Reply, TransportFailed
 from lakebus.client_types import SqlType, parse_type
-from lakebus.client_values import python_rows
+from lakebus.client_values import Convert, python_rows
 from lakebus.errors import FixRequest
 
 if TYPE_CHECKING:
@@ -27,6 +28,10 @@ _SIMPLE = {
     "ubigint": "uint64", "float": "float32", "double": "float64", "blob": "binary",
     "date": "date32", "null": "null",
 }  # fmt: skip
+#: Arrow has no type for them, but Python has one.
+_AS_TEXT = frozenset({"uuid", "hugeint", "uhugeint", "bignum"})
+_NANOSECONDS = frozenset({"timestamp_ns", "timestamptz_ns"})
+_EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _UNITS = {"timestamp_s": "s", "timestamp_ms": "ms", "timestamp_ns": "ns", "timestamp": "us"}
 _READ_BYTES = 1 << 16
 
@@ -97,8 +102,9 @@ def arrow_type(pa: Any, kind: SqlType) -> Any:
     if kind.name == "list":
         return pa.list_(children[0], -1 if kind.size is None else kind.size)
     if kind.name == "map":
-        return pa.map_(*children)
-    if kind.name in ("struct", "tuple") and children:
+        key = kind.children[0].name
+        return pa.map_(pa.string() if key == "null" else children[0], children[1])
+    if kind.name in ("struct", "tuple"):
         return pa.struct(list(zip(_members(kind), children, strict=True)))
     return pa.string()
 
@@ -110,40 +116,64 @@ def _members(kind: SqlType) -> tuple[str, ...]:
 
 
 def _array(pa: Any, values: list[Any], wanted: Any, kind: SqlType) -> Any:
-    if kind.name in ("timestamp_ns", "timestamptz_ns"):  # nine digits are text in Python
-        texts = [None if value is None else value.removesuffix("Z") for value in values]
-        return pa.array(texts, pa.string()).cast(pa.timestamp("ns")).cast(wanted)
-    if pa.types.is_string(wanted):
-        values = [None if value is None else str(value) for value in values]
-    if kind.holds("map") or kind.holds("tuple"):
-        values = [_shaped(value, kind) for value in values]
-    if kind.holds("uuid"):
-        values = [_texts(value) for value in values]
+    shape = _shape(kind)
+    if shape is not None:
+        values = [None if value is None else shape(value) for value in values]
     return pa.array(values, wanted)
 
 
-def _shaped(value: Any, kind: SqlType) -> Any:
-    """Maps as the lists of pairs, and tuples as the objects, that pyarrow takes."""
+def _shape(kind: SqlType) -> Convert | None:
+    """From Python's values to those that pyarrow takes for the type; None: they are the same. Maps
+    are lists of pairs, tuples are objects, and what Arrow has no type for is text."""
 
-    if value is None or not kind.children:
-        return value
-    if kind.name == "list":
-        return [_shaped(item, kind.children[0]) for item in value]
+    if kind.name in _NANOSECONDS:
+        return _nanoseconds
+    if kind.name in _AS_TEXT:
+        return str
+    inner = [_shape(child) for child in kind.children]
+    shapes = [_nullable(shape) if shape else _same for shape in inner]
     if kind.name == "map":
-        return [(key, _shaped(item, kind.children[1])) for key, item in value.items()]
-    items = value if kind.name == "tuple" else [value[name] for name in kind.names]
-    return {
-        name: _shaped(item, child)
-        for name, item, child in zip(_members(kind), items, kind.children, strict=True)
+        return _pairs(*shapes)
+    if kind.name == "tuple":
+        return _object(_members(kind), shapes)
+    if kind.name == "union" or not any(inner):
+        return None
+    if kind.name == "list":
+        item = shapes[0]
+        return lambda found: [item(value) for value in found]
+    return lambda found: {
+        name: shape(found[name]) for name, shape in zip(kind.names, shapes, strict=True)
     }
 
 
-def _texts(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _texts(inner) for name, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_texts(inner) for inner in value]
-    return str(value) if type(value).__name__ == "UUID" else value
+def _pairs(key: Convert, value: Convert) -> Convert:
+    def pairs(found: Any) -> list[tuple[Any, Any]]:
+        items = found.items() if isinstance(found, dict) else found
+        return [(key(k), value(v)) for k, v in items]
+
+    return pairs
+
+
+def _object(names: Sequence[str], shapes: Sequence[Convert]) -> Convert:
+    return lambda found: {
+        name: shape(value) for name, shape, value in zip(names, shapes, found, strict=True)
+    }
+
+
+def _nullable(shape: Convert) -> Convert:
+    return lambda value: None if value is None else shape(value)
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _nanoseconds(text: str) -> int:
+    """Since 1970; Python's own times have microseconds. Raises ValueError."""
+
+    bare = text.removesuffix("Z")
+    at = dt.datetime.fromisoformat(bare[:-3]).replace(tzinfo=dt.UTC)
+    return (at - _EPOCH) // dt.timedelta(microseconds=1) * 1000 + int(bare[-3:])
 
 
 # --- streams -------------------------------------------------------------------------------
@@ -153,7 +183,7 @@ class _Pipe(io.RawIOBase):
     """An answer's body as the file that pyarrow reads. `short`: it ended before what was asked for,
     so what pyarrow took for the end was none."""
 
-    def __init__(self, read: Callable[[int], bytes]) -> None:
+    def __init__(self, read: Callable[[int], bytes | memoryview]) -> None:
         super().__init__()
         self._read = read
         self._held = memoryview(b"")
@@ -168,16 +198,14 @@ class _Pipe(io.RawIOBase):
         if len(self._held) >= size:
             part, self._held = self._held[:size], self._held[size:]
             return bytes(part)
-        parts, missing = [bytes(self._held)], size - len(self._held)
+        parts, missing = [self._held], size - len(self._held)
         self._held = memoryview(b"")
         while missing > 0:
-            more = self._read(max(_READ_BYTES, missing))
+            more = memoryview(self._read(max(_READ_BYTES, missing)))
             if not more:
                 self.short = True
                 break
-            if len(more) > missing:
-                self._held = memoryview(more)[missing:]
-                more = more[:missing]
+            self._held, more = more[missing:], more[:missing]
             parts.append(more)
             missing -= len(more)
         return b"".join(parts)
@@ -193,7 +221,7 @@ class Batches:
     batches came before it. `token` and `snapshot_id` as of a `Result`.
     """
 
-    def __init__(self, answer: Answer) -> None:
+    def __init__(self, answer: Reply) -> None:
         package = pyarrow("an Arrow answer")
         self._answer = answer
         self._pipe = _Pipe(answer.read)

@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 from urllib.parse import urlencode
 
 from lakebus import errors
-from lakebus.client_errors import AnswerTruncated
+from lakebus.client_door import Door, IngestWay
+from lakebus.client_errors import AnswerTruncated, package_missing
 from lakebus.client_forms import (
     JSON,
     document_of,
@@ -23,21 +24,32 @@ from lakebus.client_forms import (
     unreached,
     write_headers,
 )
-from lakebus.client_http import SCOPE, Answer, Connections, Exchange, TransportFailed
+from lakebus.client_http import SCOPE, Connections, Exchange, Reply, TransportFailed, Way
+from lakebus.client_ray_calls import RAY
 
 TIMEOUT_S = 30.0
 #: Beyond the server's own deadline, for the way there and back.
 _GRACE_S = 2.0
 
-_Got = TypeVar("_Got", Exchange, Answer)
+_Got = TypeVar("_Got", Exchange, Reply)
 
 
 class Calls:
-    """One server and one key. `timeout_s` is the budget of one call, retries included."""
+    """One server and one key. `timeout_s` is the budget of one call, retries included;
+    `ingest_url` the direct door for rows, which is learned from the server unless given."""
 
-    def __init__(self, url: str, api_key: str, *, timeout_s: float = TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        url: str,
+        api_key: str,
+        *,
+        timeout_s: float = TIMEOUT_S,
+        ingest_url: str | None = None,
+    ) -> None:
         self.url = url
-        self._connections = Connections(url)
+        self._ingest_url = ingest_url
+        self._connections: Way = _ray() if url == RAY else Connections(url)
+        self._direct = None if url == RAY else IngestWay(self._connections, Door(url, ingest_url))
         if not (api_key and api_key.isascii() and api_key.isprintable()):
             raise errors.MalformedRequest("an API key is visible ASCII text, as it was given out")
         self._authorization = f"Bearer {api_key}"
@@ -45,6 +57,8 @@ class Calls:
 
     def close(self) -> None:
         self._connections.close()
+        if self._direct is not None:
+            self._direct.close()
 
     def _write(
         self, method: str, path: str, document: object, *, headers: Mapping[str, str] | None = None
@@ -79,15 +93,17 @@ class Calls:
         body: bytes = b"",
         headers: Mapping[str, str],
         timeout_s: float | None = None,
+        ingest: bool = False,
     ) -> Exchange:
-        """One call with its retries, and its whole answer. Raises the typed error of the last."""
+        """One call with its retries, and its whole answer. Raises the typed error of the last.
+        `ingest`: it is rows, which take the direct door where there is one."""
 
-        exchange = self._connections.exchange
-        return self._tried(exchange, method, path, query, body, headers, timeout_s)
+        way = self._direct if ingest and self._direct is not None else self._connections
+        return self._tried(way.exchange, method, path, query, body, headers, timeout_s)
 
     def _open(
         self, method: str, path: str, *, body: bytes, headers: Mapping[str, str], timeout_s: float
-    ) -> Answer:
+    ) -> Reply:
         """The same for an answer that is read piece by piece; only its head can be retried."""
 
         return self._tried(self._connections.open, method, path, None, body, headers, timeout_s)
@@ -129,13 +145,23 @@ class Calls:
             _pause(pause_s)
 
 
-def _whole(answer: Exchange | Answer) -> Exchange:
+def _ray() -> Way:
+    """The way inside a Ray cluster. Raises PackageMissing, MalformedRequest outside of one."""
+
+    try:
+        from lakebus.client_ray import RayConnections  # here, because Ray is imported with it
+    except ImportError:
+        raise package_missing("ray[serve]", 'connect("ray")') from None
+    return RayConnections()
+
+
+def _whole(answer: Exchange | Reply) -> Exchange:
     """Raises TransportFailed."""
 
     if isinstance(answer, Exchange):
         return answer
     with answer:
-        return Exchange(answer.status, answer.read(), answer.retry_after_s)
+        return Exchange(answer.status, bytes(answer.read()), answer.retry_after_s)
 
 
 def _check_not_cancelled() -> None:

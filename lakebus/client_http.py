@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 import http.client
 import socket
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from lakebus.errors import Cancelled, MalformedRequest
 
+#: "http://host:port; door=id": what answers tell of the direct door (`lakebus.client_door`).
+INGEST_URL_HEADER = "lakebus-ingest-url"
 _IDLE_MAX = 32
 #: Bodies up to this size are copied behind their head, and are one packet with it.
 _TOGETHER_BYTES_MAX = 256 * 1024
@@ -44,6 +47,8 @@ class Exchange:
     status: int
     body: bytes
     retry_after_s: float | None
+    #: What the server says of its direct door (`lakebus.client_door`).
+    ingest_url: str | None = None
 
 
 class CallScope:
@@ -53,24 +58,26 @@ class CallScope:
     def __init__(self) -> None:
         self.cancelled = threading.Event()
         self._lock = threading.Lock()
-        self._socket: socket.socket | None = None
+        self._end: Callable[[], object] | None = None
 
     def cancel(self) -> None:
         with self._lock:
             self.cancelled.set()
-            if self._socket is not None:
-                _break(self._socket)
+            if self._end is not None:
+                self._end()
 
-    def enter(self, used: socket.socket) -> None:
+    def enter(self, end: Callable[[], object]) -> None:
+        """`end` wakes up the thread that is in the call. Raises Cancelled."""
+
         with self._lock:
             self.check()
-            self._socket = used
+            self._end = end
 
     def leave(self) -> None:
         """Before the connection goes to anybody else."""
 
         with self._lock:
-            self._socket = None
+            self._end = None
 
     def check(self) -> None:
         """Raises Cancelled."""
@@ -81,6 +88,44 @@ class CallScope:
 
 #: The scope of the call that this context is in, if it can be cancelled.
 SCOPE: contextvars.ContextVar[CallScope | None] = contextvars.ContextVar("lakebus", default=None)
+
+
+class Reply(Protocol):
+    """An answer whose body is read piece by piece, whichever way it came."""
+
+    status: int
+
+    def __enter__(self) -> Reply: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+    @property
+    def retry_after_s(self) -> float | None: ...
+
+    def header(self, name: str) -> str | None: ...
+
+    def read(self, size: int = -1) -> bytes | memoryview: ...
+
+    def close(self) -> None: ...
+
+
+class Way(Protocol):
+    """How requests reach a server: connections, or `lakebus.client_ray` inside a Ray cluster."""
+
+    def close(self) -> None: ...
+
+    def exchange(
+        self, method: str, target: str, body: bytes, headers: Mapping[str, str], *, timeout_s: float
+    ) -> Exchange: ...
+
+    def open(
+        self, method: str, target: str, body: bytes, headers: Mapping[str, str], *, timeout_s: float
+    ) -> Reply: ...
 
 
 class Answer:
@@ -166,7 +211,9 @@ class Connections:
     """Idle connections to one server. A kept connection that the server has closed meanwhile is
     replaced once by a new one, and only if it failed before anything of the answer came."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, connect_s: float | None = None) -> None:
+        """`connect_s`: how long making a connection may take, less than the call's own time."""
+
         try:
             parts = urlsplit(url)
             host, port = parts.hostname, parts.port
@@ -174,9 +221,10 @@ class Connections:
             host = port = None
         if host is None or parts.scheme not in _PORTS or not _is_plain(url):
             raise MalformedRequest(
-                f"{url!r} is not the address of a server, like http://host:8350; jobs on Ray use"
-                " the same address as everybody"
+                f"{url!r} is not the address of a server, like http://host:8350, nor 'ray', which"
+                " is for jobs on the Ray cluster that serves lakebus"
             )
+        self._connect_s = connect_s
         self._host = host
         self._port = _PORTS[parts.scheme] if port is None else port
         named = f"[{host}]" if ":" in host else host
@@ -202,7 +250,8 @@ class Connections:
         """One request and its whole answer. Raises TransportFailed, Cancelled."""
 
         with self.open(method, target, body, headers, timeout_s=timeout_s) as answer:
-            return Exchange(answer.status, answer.read(), answer.retry_after_s)
+            whole, told = answer.read(), answer.header(INGEST_URL_HEADER)
+            return Exchange(answer.status, whole, answer.retry_after_s, told)
 
     def open(
         self, method: str, target: str, body: bytes, headers: Mapping[str, str], *, timeout_s: float
@@ -238,7 +287,7 @@ class Connections:
         try:
             used.settimeout(timeout_s)
             if scope is not None:
-                scope.enter(used)
+                scope.enter(functools.partial(_break, used))
             refused = _send(used, head, body)
             response = http.client.HTTPResponse(used, method=method)
             response.begin()
@@ -264,8 +313,9 @@ class Connections:
         return ("\r\n".join(lines) + "\r\n\r\n").encode("ascii")
 
     def _new(self, timeout_s: float) -> socket.socket:
+        within_s = timeout_s if self._connect_s is None else min(timeout_s, self._connect_s)
         try:
-            used = socket.create_connection((self._host, self._port), timeout_s)
+            used = socket.create_connection((self._host, self._port), within_s)
             used.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if self._tls is not None:
                 used = self._tls.wrap_socket(used, server_hostname=self._host)

@@ -144,6 +144,7 @@ class Ingesting(Calls):
             body=body.content,
             headers={**body.headers(), **headers, **more},
             timeout_s=timeout_s,
+            ingest=True,
         )
         return sent_of(answer)
 

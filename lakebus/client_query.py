@@ -11,7 +11,7 @@ from lakebus.client_arrow import Batches, pyarrow
 from lakebus.client_calls import Calls
 from lakebus.client_errors import AnswerTruncated
 from lakebus.client_forms import JSON, json_text, milliseconds
-from lakebus.client_http import Answer, Exchange
+from lakebus.client_http import Exchange, Reply
 from lakebus.client_results import After, Changes, Result, tokens_of
 from lakebus.client_rows import ARROW
 from lakebus.client_values import load_rows
@@ -26,7 +26,7 @@ At = int | str | dt.datetime
 Parameters = Sequence[Any] | Mapping[str, Any]
 _NUMBERS = f"{JSON}; integers=number"
 
-_Got = TypeVar("_Got", Exchange, Answer)
+_Got = TypeVar("_Got", Exchange, Reply)
 
 
 class Queries(Calls):

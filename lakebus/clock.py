@@ -68,7 +68,8 @@ SYSTEM_CHANCE = SystemChance()
 def format_time(value: dt.datetime) -> str:
     """RFC 3339 in UTC with microseconds, the one form in which the API answers times."""
 
-    return value.astimezone(dt.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    # As strftime would, in a third of the time, and with four digits of every year.
+    return value.astimezone(dt.UTC).isoformat(timespec="microseconds")[:-6] + "Z"
 
 
 def parse_time(text: str) -> dt.datetime:

@@ -25,6 +25,7 @@ from pydantic_settings import (
 )
 
 from lakebus.errors import ConfigurationError
+from lakebus.settings_direct import DirectSettings
 from lakebus.settings_limits import LimitsSettings
 from lakebus.settings_store import StoreSettings
 from lakebus.settings_table import (
@@ -71,6 +72,7 @@ class Settings(BaseSettings):
     store: StoreSettings = StoreSettings()
     query: QuerySettings = QuerySettings()
     http: HttpSettings = HttpSettings()
+    direct: DirectSettings = DirectSettings()
     limits: LimitsSettings = LimitsSettings()
     actors: ActorsSettings = ActorsSettings()
     maintenance: MaintenanceSettings = MaintenanceSettings()
@@ -174,6 +176,12 @@ class Settings(BaseSettings):
         problems += window_problems(bus=self.bus, query=self.query, maintenance=upkeep)
         if problems:
             raise ConfigurationError("Wrong settings: " + "; ".join(problems) + ".")
+
+    @property
+    def request_timeout_s(self) -> float:
+        """Of whole HTTP requests: a little above our own budget, so that our own typed answer comes
+        first."""
+        return self.query.timeout_ms_max / 1000 + 5
 
     def describe(self) -> list[SettingValue]:
         """Every setting with its value in words (secrets as "<secret>") and where it is from."""

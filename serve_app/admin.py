@@ -9,7 +9,7 @@ import msgspec
 
 from lakebus.clock import format_time
 from lakebus.errors import NotFound
-from serve_app.bodies import read_body, read_document
+from serve_app.bodies import read_body, read_document, refuse_nul
 from serve_app.calls import (
     TIMEOUT_MS_DEFAULT,
     Answer,
@@ -66,6 +66,10 @@ async def get_status(call: Call, parameters: Parameters, app: Dependencies) -> A
         ],
         "ingest": {"held_bytes": app.budget.held_bytes},
     }
+    if app.door is not None:
+        host = call.header(b"host")
+        document["ingest_url"] = app.door.url.for_client(host, app.door.port)
+        document["direct_door"] = app.door.status()
     document |= await last_jobs(call, app)
     if app.status is not None:
         document |= await app.status()
@@ -81,6 +85,7 @@ async def post_key(call: Call, parameters: Parameters, app: Dependencies) -> Ans
     document = await read_document(
         call, KeyDocument, deadline_s=call.deadline_s(TIMEOUT_MS_DEFAULT)
     )
+    refuse_nul(document.label, "label")
     expires_at = document.expires_at
     issued = await app.keyring.issue(
         principal=document.principal,
@@ -111,7 +116,7 @@ async def delete_key(call: Call, parameters: Parameters, app: Dependencies) -> A
     call.principal.require_everywhere("admin")
     call.idempotency_key()
     key_id = call.path_values["key_id"]
-    if not await app.keyring.revoke(key_id):
+    if "\0" in key_id or not await app.keyring.revoke(key_id):
         raise NotFound(f"there is no key {key_id[:80]}")
     await app.keyring.store.audit(
         principal=call.principal.name, action="key.revoke", subject=key_id

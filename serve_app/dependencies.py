@@ -13,6 +13,7 @@ from typing import Protocol, TypeVar
 from lakebus.errors import NotFound
 from lakebus.telemetry import NO_METRICS, NO_TRACING, Metrics, Tracing
 from lakebus.tokens import TokenCodec
+from serve_app.direct import DirectDoor
 from serve_app.limits import Admission
 from serve_app.limits_bytes import ByteBudget
 from serve_app.running import QueryDirectory, RunningQueries
@@ -84,6 +85,7 @@ class Dependencies:
     directory: QueryDirectory | None = None
     status: StatusSource | None = None
     traces: Traces | None = None
+    door: DirectDoor | None = None
     metrics: Metrics = NO_METRICS
     tracing: Tracing = NO_TRACING
 

@@ -13,6 +13,7 @@ broadcast.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import importlib
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -25,19 +26,21 @@ from ray.serve.config import AutoscalingConfig, BackpressureConfig
 from ray.serve.exceptions import RayServeException
 
 from actors.ray_metrics import RayMetrics
+from lakebus.client_ray_calls import API, QUERY, QUERY_PATH
 from lakebus.errors import ConfigurationError, LakebusError, Unavailable
 from lakebus.settings_table import HttpSettings
 from lakebus.telemetry import Metrics
 from serve_app.app import create_api_app, create_query_app
 from serve_app.dependencies import Dependencies
-from serve_app.progress import ProgressLimits, assert_progress
+from serve_app.handle_calls import answer_call
+from serve_app.progress import ProgressLimits, StandsStill, assert_progress
 from serve_app.replica_ports import keep_replica_ports_on_loopback
+from serve_app.replica_stops import when_stopping
 from serve_app.routing import HttpApplication
 from storage.reading.changes import ChangesPage, ChangesRequest
 from storage.reading.predicates import PredicateRequest
 
-API, QUERY = "api", "query"
-QUERY_PREFIX = "/v1/query"
+QUERY_PREFIX = QUERY_PATH
 
 #: User code and router on the replica's main loop: measured 1.1 to 1.5 times the requests. Not
 #: needed where all of Ray's processes have these in their environment already.
@@ -83,6 +86,7 @@ class _Replica:
 
     def __init__(self, factory: str, settings_path: str) -> None:
         keep_replica_ports_on_loopback()
+        when_stopping(self._stopping)
         self._factory = factory
         self._settings_path = settings_path
         self._limits = ProgressLimits()
@@ -99,6 +103,16 @@ class _Replica:
         dependencies = self._dependencies()
         if dependencies is not None:
             await assert_progress(dependencies, self._limits)
+            ended = None if dependencies.door is None else dependencies.door.ended()
+            if ended is not None:
+                raise StandsStill(ended)
+
+    async def answer_call(self, head: Any, body: Any) -> AsyncIterator[Any]:
+        """A call of a job inside the cluster, as `lakebus.client_ray_calls` describes it."""
+
+        async with contextlib.aclosing(answer_call(self._application, head, body)) as items:
+            async for item in items:
+                yield item
 
     @asynccontextmanager
     async def _opened(self) -> AsyncIterator[Dependencies]:
@@ -113,6 +127,11 @@ class _Replica:
 
     def _adapted(self, opened: Dependencies) -> Dependencies:
         return opened
+
+    def _stopping(self) -> None:
+        dependencies = self._dependencies()
+        if dependencies is not None and dependencies.door is not None:
+            dependencies.door.stopping()
 
     def _dependencies(self) -> Dependencies | None:
         return None if self._application is None else self._application.dependencies

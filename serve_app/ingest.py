@@ -9,7 +9,7 @@ from typing import cast
 from lakebus.errors import MalformedRequest, SchemaInvalid
 from lakebus.schemas import fold_table_name
 from serve_app.bodies import read_body
-from serve_app.calls import Answer, Call, Parameters, media_type_of, time_of
+from serve_app.calls import Answer, Call, Header, Parameters, media_type_of, time_of
 from serve_app.dependencies import Dependencies, present
 from storage.bus.interface import BatchStatus
 from storage.ingesting.requests import SEVERAL_TABLES, IngestAnswer, IngestRequest
@@ -92,7 +92,18 @@ async def _ingest(
         app.metrics.count("lakebus_accepted_rows_total", answer.receipt.rows)
     if wait == "visible":
         answer = await service.seen(answer, deadline_s)
-    return _rendered(answer)
+    return _rendered(answer, _told(call, app))
+
+
+def _told(call: Call, app: Dependencies) -> tuple[Header, ...]:
+    """Where the direct door is, for who came by the other."""
+
+    if call.direct or app.door is None:
+        return ()
+    # The rows are stored: whatever the header is like, it is no reason to refuse the request now.
+    host = next((v.decode("latin-1") for n, v in call.scope["headers"] if n == b"host"), None)
+    found = app.door.advertised(host)
+    return () if found is None else ((b"lakebus-ingest-url", found.encode("ascii")),)
 
 
 def _ordering_key(call: Call) -> str | None:
@@ -102,7 +113,7 @@ def _ordering_key(call: Call) -> str | None:
     return text
 
 
-def _rendered(answer: IngestAnswer) -> Answer:
+def _rendered(answer: IngestAnswer, told: tuple[Header, ...]) -> Answer:
     return Answer(
         {
             "receipt": answer.receipt.as_json(),
@@ -112,7 +123,7 @@ def _rendered(answer: IngestAnswer) -> Answer:
             "columns_skipped": list(answer.columns_skipped),
         },
         status=200 if answer.visible else 202,
-        headers=((b"idempotent-replayed", b"true"),) if answer.replayed else (),
+        headers=((b"idempotent-replayed", b"true"), *told) if answer.replayed else told,
     )
 
 

@@ -16,7 +16,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 
 from lakebus.errors import MethodNotAllowed, NotFound
-from lakebus.telemetry import log_ids
+from lakebus.telemetry import NO_TRACING, log_ids
 from serve_app.auth import authenticate
 from serve_app.bodies import ClientGone
 from serve_app.calls import Answer, Call, Parameters, Receive, Scope, Send
@@ -109,9 +109,17 @@ class HttpApplication:
         else:
             await send({"type": "websocket.close", "code": 1002})
 
+    async def direct(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """What comes through the direct door, which knows HTTP only and puts nothing in."""
+
+        await self._serve(Call(scope, receive, send, direct=True))
+
     async def open(self) -> None:
         if self._opener is not None and self.dependencies is None:
             self.dependencies = await self._opened.enter_async_context(self._opener())
+            door = self.dependencies.door
+            if door is not None:
+                await self._opened.enter_async_context(door.opened(self.direct))
 
     async def close(self) -> None:
         await self._opened.aclose()
@@ -176,6 +184,11 @@ class HttpApplication:
         route: Route | None,
         dependencies: Dependencies,
     ) -> Answer | None:
+        if found is None and call.direct:
+            raise NotFound(
+                f"there is nothing at {call.path[:200]} behind the direct door, which answers all "
+                "but SQL; queries go to the server's url, not to its ingest_url"
+            )
         if found is None:
             raise NotFound(f"there is nothing at {call.path[:200]}; /openapi.json lists all routes")
         node, call.path_values = found
@@ -188,6 +201,8 @@ class HttpApplication:
                 supported=supported,
             )
         parameters = call.parameters(route.parameters)
+        if dependencies.tracing is NO_TRACING:
+            return await route.handler(call, parameters, dependencies)
         traceparent = next(
             (v.decode("latin-1") for n, v in call.scope["headers"] if n == b"traceparent"), None
         )

@@ -32,8 +32,10 @@ RAY_ALLOWED = {
     "actors/job_runner.py",
     "actors/ray_metrics.py",
     "actors/runtime.py",
+    "lakebus/client_ray.py",
     "serve_app/deployments.py",
     "serve_app/replica_ports.py",
+    "serve_app/replica_stops.py",
 }
 DRIVERS = {"asyncpg", "sqlalchemy", "alembic"}
 DRIVERS_ALLOWED = {"storage", "cluster", "migrations"}

@@ -20,6 +20,7 @@ import pytest
 import lakebus
 from lakebus import client as clients
 from lakebus.client_forms import encode_rows, json_text
+from lakebus.client_http import Connections
 from lakebus.errors import (
     Backpressure,
     BodyTooLarge,
@@ -270,7 +271,9 @@ async def test_a_connection_is_used_again_and_replaced_when_it_has_gone(
 
 
 def idle(client: clients.AsyncClient) -> list[socket.socket]:
-    return client._client._connections._idle
+    connections = client._client._connections
+    assert isinstance(connections, Connections)
+    return connections._idle
 
 
 def test_what_must_not_be_retried_is_not() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from lakebus.client_ray_calls import API, QUERY
 from lakebus.errors import ConfigurationError, Unavailable
 from lakebus.settings_table import HttpSettings
 from lakebus.telemetry import MemoryMetrics
@@ -19,7 +20,8 @@ from tests.unit.http_rig import Server, server
 with warnings.catch_warnings():
     # Ray Serve's own modules use what pydantic has deprecated.
     warnings.simplefilter("ignore", DeprecationWarning)
-    from serve_app.deployments import API, QUERY, build, load_factory
+    from serve_app import replica_stops
+    from serve_app.deployments import build, load_factory
 
 QUICK = ProgressLimits(answer_s=0.05, append_s=0.05)
 
@@ -54,6 +56,22 @@ def test_a_factory_that_cannot_be_imported_is_named() -> None:
     for path in ("nothing", "no_such_module:x", "serve_app.app:nothing", ""):
         with pytest.raises(ConfigurationError):
             load_factory(path)
+
+
+async def test_a_replica_hears_of_its_end_before_it_drains(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert hasattr(replica_stops.replica.Replica, replica_stops._METHOD)  # this version has it
+    said = []
+
+    class Replica:
+        async def _perform_graceful_shutdown(self) -> None:
+            said.append("drained")
+
+    monkeypatch.setattr(replica_stops.replica, "Replica", Replica)
+    replica_stops.when_stopping(lambda: said.append("told"))
+    await Replica()._perform_graceful_shutdown()
+    assert said == ["told", "drained"]
 
 
 # --- progress ------------------------------------------------------------------------------------

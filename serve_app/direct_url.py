@@ -1,0 +1,68 @@
+"""Under which address clients reach the direct door, and who is told of it.
+
+An address that leads elsewhere costs a client time, and could send its key to a stranger. So
+without a setting that names one, only the name by which the client itself came is used, and only
+when it came straight to Serve's own port; a door on loopback is told to those on loopback alone.
+The id lets a client make sure, before it sends its key, that what answers there is this lake.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import re
+import uuid
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+#: What is said back to the client in a header of ours must be no more than a host and a port.
+_HOST = re.compile(r"[A-Za-z0-9._:\[\]-]{1,255}")
+_ANY = frozenset({"", "0.0.0.0", "::"})
+
+
+@dataclass(frozen=True, slots=True)
+class IngestUrl:
+    """`host` is where the door listens, `http_port` Serve's; `url` the setting `direct.url`."""
+
+    host: str
+    http_port: int
+    url: str | None = None
+    door_id: str = ""
+
+    def for_client(self, host_header: str | None, port: int) -> str | None:
+        """The door's address for a client that came by `host_header`, or None."""
+
+        if self.url is not None:
+            return self.url.rstrip("/")
+        name, came_to = _parts(host_header)
+        if name is None or came_to != self.http_port:
+            return None
+        if self.host not in _ANY and name != self.host:
+            if not (_is_loopback(name) and _is_loopback(self.host)):
+                return None
+            name = self.host
+        named = f"[{name}]" if ":" in name else name
+        return f"http://{named}:{port}"
+
+
+def door_id(history: uuid.UUID) -> str:
+    """What the doors of one lake have in common and no other has; tells nothing about it."""
+
+    return hashlib.blake2s(history.bytes, digest_size=8, person=b"door").hexdigest()
+
+
+def _parts(host_header: str | None) -> tuple[str | None, int | None]:
+    if host_header is None or not _HOST.fullmatch(host_header):
+        return None, None
+    try:
+        parts = urlsplit(f"//{host_header}")
+        return parts.hostname, parts.port
+    except ValueError:
+        return None, None
+
+
+def _is_loopback(name: str) -> bool:
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return name == "localhost"

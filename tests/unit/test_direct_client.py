@@ -1,0 +1,204 @@
+"""The client's choice between the direct door and Serve's route: by itself, and never wrongly."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+
+import pytest
+
+import lakebus
+from cluster.api_calls import Api
+from lakebus.client import Client
+from lakebus.client_door import Door
+from lakebus.errors import MalformedRequest, RowsInvalid
+from tests.unit.client_rig import accepted, answer_of, answering, header_of, problem_of
+
+KEY, ID = "lbk_test", "0123456789abcdef"
+
+
+@dataclass
+class Doors:
+    """Serve's route and the direct door, and what each was asked. `direct` answers rows there."""
+
+    url: str = ""
+    direct_url: str = ""
+    told: str | None = None
+    door_id: str = ID
+    direct: bytes | None = field(default_factory=lambda: answer_of(202, accepted(1)))
+    served: list[bytes] = field(default_factory=list)
+    asked: list[bytes] = field(default_factory=list)
+
+    def by_serve(self, _: bytes) -> bytes:
+        told = [] if self.told is None else [f"Lakebus-Ingest-Url: {self.told}"]
+        return answer_of(202, accepted(1), *told)
+
+    def by_door(self, request: bytes) -> bytes | None:
+        if request.startswith(b"GET /healthz "):
+            return answer_of(200, {"status": "ok"}, f"Lakebus-Door: {self.door_id}")
+        return self.direct
+
+    @property
+    def rows_at_door(self) -> int:
+        return sum(request.startswith(b"POST") for request in self.asked)
+
+
+@pytest.fixture
+def doors() -> Iterator[Doors]:
+    made = Doors()
+    with ExitStack() as stack:
+        made.url, made.served = stack.enter_context(answering(made.by_serve))
+        made.direct_url, made.asked = stack.enter_context(answering(made.by_door))
+        made.told = f"{made.direct_url}; door={ID}"
+        yield made
+
+
+@contextmanager
+def a_client(doors: Doors, ingest_url: str | None = None) -> Iterator[Callable[[str], None]]:
+    with lakebus.connect(doors.url, KEY, timeout_s=10, ingest_url=ingest_url) as client:
+        yield lambda key: _ingest(client, key)
+
+
+@contextmanager
+def a_command(doors: Doors, ingest_url: str | None = None) -> Iterator[Callable[[str], None]]:
+    with Api(doors.url, KEY, timeout_s=10, ingest_url=ingest_url) as api:
+        path = "/v1/tables/t/rows"
+        yield lambda key: _discard(api.send("POST", path, body=b"[]", key=key, ingest=True))
+
+
+def _ingest(client: Client, key: str) -> None:
+    client.ingest("t", [{"id": 1}], key=key)
+
+
+def _discard(_: object) -> None:
+    return
+
+
+both = pytest.mark.parametrize("sender", [a_client, a_command], ids=["client", "command"])
+
+
+@both
+def test_the_door_is_learned_asked_and_used(doors: Doors, sender: type) -> None:
+    with sender(doors) as send:
+        for number in range(3):
+            send(f"k{number}")
+    assert (len(doors.served), doors.rows_at_door) == (1, 2)
+    asked, *rows = doors.asked
+    assert asked.startswith(b"GET /healthz ")
+    assert KEY.encode() not in asked
+    assert all(KEY.encode() in request for request in rows)
+
+
+@both
+def test_a_door_that_is_given_is_used_at_once(doors: Doors, sender: type) -> None:
+    doors.told = None
+    with sender(doors, doors.direct_url) as send:
+        send("k")
+    assert (len(doors.served), doors.rows_at_door) == (0, 1)
+
+
+@both
+def test_a_stranger_at_the_address_never_sees_the_key(doors: Doors, sender: type) -> None:
+    doors.door_id = "fedcba9876543210"
+    with sender(doors) as send:
+        for number in range(3):
+            send(f"k{number}")
+    assert len(doors.served) == 3
+    assert len(doors.asked) == 1
+    assert KEY.encode() not in doors.asked[0]
+
+
+@both
+@pytest.mark.parametrize(
+    "answer",
+    [
+        None,
+        answer_of(401, problem_of("unauthenticated", retryable=False)),
+        answer_of(503, problem_of("unavailable", retryable=True)),
+        answer_of(404, b"Not Found"),
+    ],
+    ids=["hangs_up", "another_lake", "ends", "no_lakebus"],
+)
+def test_A3_what_the_door_leaves_open_goes_the_other_way_with_the_same_key(
+    doors: Doors, sender: type, answer: bytes | None
+) -> None:
+    doors.direct = answer
+    with sender(doors) as send:
+        for key in ("first", "second", "third"):
+            send(key)
+    assert doors.rows_at_door == 1  # and then it rests
+    assert len(doors.served) == 3
+    tried = doors.asked[-1]
+    assert header_of(tried, b"idempotency-key") == header_of(doors.served[1], b"idempotency-key")
+
+
+def test_a_refusal_by_the_door_is_the_answer(doors: Doors) -> None:
+    doors.direct = answer_of(422, problem_of("rows_invalid", retryable=False, errors=[]))
+    with a_client(doors, doors.direct_url) as send, pytest.raises(RowsInvalid):
+        send("k")
+    assert doors.served == []
+
+
+def test_a_door_that_has_failed_is_asked_again_later(doors: Doors) -> None:
+    now_s = [0.0]
+    door = Door(doors.url, doors.direct_url, now_s=lambda: now_s[0])
+    assert door.url() == doors.direct_url
+    door.failed()
+    assert door.url() is None
+    now_s[0] = 5.1
+    assert door.url() == doors.direct_url
+    door.failed()
+    doors.door_id = "x"
+    door.learn(f"http://127.0.0.1:1; door={ID}")  # what was given stays
+    now_s[0] = 10.3
+    assert door.url() == doors.direct_url
+
+
+def test_an_address_that_leads_nowhere_is_tried_less_and_less() -> None:
+    now_s = [0.0]
+    door = Door("http://127.0.0.1:1", now_s=lambda: now_s[0])
+    door.learn(f"http://127.0.0.1:9; door={ID}")
+    tries = []
+    for _ in range(4000):
+        before = door._rest_until_s
+        assert door.url() is None
+        if door._rest_until_s != before:
+            tries.append(now_s[0])
+        now_s[0] += 1
+    assert tries == [0, 5, 15, 35, 75, 155, 315, 635, 1235, 1835, 2435, 3035, 3635]
+
+
+@pytest.mark.parametrize(
+    "told",
+    ["", "http://a:1", f"ftp://a; door={ID}", f"http://a b; door={ID}", f"http://a:1; door={ID}"],
+)
+def test_what_is_told_is_taken_with_care(told: str) -> None:
+    door = Door("https://lake.example")  # a key that came by TLS goes by TLS
+    door.learn(told)
+    assert door._url is None
+
+
+def test_an_address_that_is_none_is_not_taken() -> None:
+    door = Door("http://lake.example")
+    door.learn(f"http://a:99999; door={ID}")
+    assert door._url is None
+    door.learn(f"https://a:1; door={ID}")
+    assert door._url == "https://a:1"
+
+
+def test_the_own_address_as_ingest_url_means_the_door_is_not_used(doors: Doors) -> None:
+    with a_client(doors, doors.url + "/") as send:
+        send("k")
+        send("l")
+    assert (len(doors.served), doors.asked) == (2, [])
+    with pytest.raises(MalformedRequest):
+        lakebus.connect(doors.url, KEY, ingest_url="nonsense")
+
+
+def test_a_pickled_client_keeps_its_door(doors: Doors) -> None:
+    client = lakebus.connect(doors.url, KEY, ingest_url=doors.direct_url)
+    with client, pickle.loads(pickle.dumps(client)) as again:
+        _ingest(again, "k")
+    assert (len(doors.served), doors.rows_at_door) == (0, 1)
