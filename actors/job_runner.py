@@ -42,9 +42,9 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 
-#: On top of what Ray gives its processes. A quarter of a processor that replicas want too, so that
-#: a flood of small files is still merged while it lasts; a tenth was too little (ADR 13).
-_NICENESS = 5
+#: On top of what Ray gives its processes: a tenth of a processor that replicas want too. More of it
+#: costs those who write twice the p99, and a flood of small files is slowed down anyway (ADR 13).
+_NICENESS = 10
 
 
 #: A process that ran so many jobs is not given another.
