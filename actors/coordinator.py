@@ -144,12 +144,6 @@ class CommitCoordinator:
 
         self._claims.wake.set()
 
-    @property
-    def has_brake(self) -> bool:
-        """Whether it publishes less often while there are too many small files."""
-
-        return self._brakes is not None
-
     async def stop(self) -> None:
         """Claims nothing new, ends what is under way if that is quick, and gives back the rest."""
 

@@ -78,6 +78,7 @@ class RoleHost:
             LeaseManager(bus=backend.bus, metrics=metrics) if Role.LEASE_MANAGER in roles else None
         )
         self.publisher = self._make_publisher() if Role.PUBLISHER in roles else None
+        self.brake = self._make_brake() if Role.COORDINATOR in roles else None
         self.coordinator: CommitCoordinator | None = None
         self._receiver: HintReceiver | None = None
         if Role.COORDINATOR in roles:
@@ -193,7 +194,7 @@ class RoleHost:
             metrics=self._metrics,
             tracing=backend.tracing,
             on_fatal=self._on_fatal,
-            brake=self._make_brake(),
+            brake=self.brake,
         )
 
     def _make_brake(self) -> FilesBrake | None:

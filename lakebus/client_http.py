@@ -13,10 +13,11 @@ import functools
 import http.client
 import socket
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 from urllib.parse import urlsplit
 
 from lakebus.errors import Cancelled, MalformedRequest
@@ -90,27 +91,35 @@ class CallScope:
 SCOPE: contextvars.ContextVar[CallScope | None] = contextvars.ContextVar("lakebus", default=None)
 
 
-class Reply(Protocol):
-    """An answer whose body is read piece by piece, whichever way it came."""
+class Reply(ABC):
+    """An answer whose body is read piece by piece, whichever way it came. Closing it early cancels
+    what the server does for it."""
 
     status: int
 
-    def __enter__(self) -> Reply: ...
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         trace: TracebackType | None,
-    ) -> None: ...
+    ) -> None:
+        self.close()
 
     @property
-    def retry_after_s(self) -> float | None: ...
+    def retry_after_s(self) -> float | None:
+        text = self.header("retry-after")
+        return float(text) if text is not None and text.isdecimal() else None
 
+    @abstractmethod
     def header(self, name: str) -> str | None: ...
 
+    @abstractmethod
     def read(self, size: int = -1) -> bytes | memoryview: ...
 
+    @abstractmethod
     def close(self) -> None: ...
 
 
@@ -128,7 +137,7 @@ class Way(Protocol):
     ) -> Reply: ...
 
 
-class Answer:
+class Answer(Reply):
     """An answer whose body is read piece by piece. Closing it early breaks the connection, which
     cancels what the server does for it."""
 
@@ -147,22 +156,6 @@ class Answer:
         self._response = response
         self._scope = scope
         self._keep = keep and not response.will_close
-
-    def __enter__(self) -> Answer:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    @property
-    def retry_after_s(self) -> float | None:
-        text = self.header("retry-after")
-        return float(text) if text is not None and text.isdecimal() else None
 
     def header(self, name: str) -> str | None:
         return self._response.headers.get(name)

@@ -20,7 +20,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import CancelledError
-from types import TracebackType
 from typing import Any, TypeVar
 
 import ray
@@ -29,7 +28,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import BackPressureError, RayServeException
 
 from lakebus.client_forms import error_of
-from lakebus.client_http import SCOPE, CallScope, Exchange, TransportFailed
+from lakebus.client_http import SCOPE, CallScope, Exchange, Reply, TransportFailed
 from lakebus.client_ray_calls import METHOD, AnswerPart, RequestHead, application_of, shared
 from lakebus.errors import MalformedRequest
 
@@ -233,7 +232,7 @@ def _put(body: Any) -> Any:
         raise TransportFailed(_short(error), sent=False) from error
 
 
-class RayAnswer:
+class RayAnswer(Reply):
     """An answer whose body is read piece by piece, as `lakebus.client_http.Answer` is. Parts that
     are large lie in the object store until they were read."""
 
@@ -244,22 +243,6 @@ class RayAnswer:
         self._take(first)
         self.status = int(first["status"])
         self._headers = {name.lower(): value for name, value in first["headers"]}
-
-    def __enter__(self) -> RayAnswer:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    @property
-    def retry_after_s(self) -> float | None:
-        text = self.header("retry-after")
-        return float(text) if text is not None and text.isdecimal() else None
 
     def header(self, name: str) -> str | None:
         return self._headers.get(name)

@@ -122,7 +122,8 @@ class _Compaction:
     def __init__(self, context: JobContext, job: Job, wanted: _Wanted) -> None:
         self._context, self._job, self._wanted = context, job, wanted
         self._totals = SwapTotals()
-        self._made: set[uuid.UUID] = set()
+        #: Of the table that is worked on: what was there at the first look, or made here since.
+        self._known: set[uuid.UUID] | None = None
         noted = job.report.get("tables", ())  # by earlier attempts
         self._swaps_of: dict[int, int] = {line["table_id"]: line["swaps"] for line in noted}
         self._names: dict[int, str] = {line["table_id"]: line["table"] for line in noted}
@@ -150,9 +151,9 @@ class _Compaction:
         before = self._totals.swaps
         damaged: set[str] = set()
         lost = 0
-        until = (await patiently(self._context, self._context.catalog.head)).snapshot_id
+        self._known = None
         for _ in range(_ROUNDS_MAX):
-            plans = await self._plan(table, until, full_until, damaged)
+            plans = await self._plan(table, full_until, damaged)
             if not plans:
                 break
             taken, made = self._totals.files_in, self._totals.files_out
@@ -176,18 +177,19 @@ class _Compaction:
         return not split and self._totals.files_out - made >= self._totals.files_in - taken
 
     async def _plan(
-        self, table: TableSchema, until: int, full_until: int | None, damaged: set[str]
+        self, table: TableSchema, full_until: int | None, damaged: set[str]
     ) -> list[RewritePlan]:
         context = self._context
         files = await live_files(context, table)
         schema = await newest_schema(context, table)
         if schema is None:
             return []
+        if self._known is None:
+            self._known = {file.file_id for file in files}
         chosen = [
             file
             for file in files
-            if (file.first_snapshot <= until or file.file_id in self._made)
-            and str(file.file_id) not in damaged
+            if file.file_id in self._known and str(file.file_id) not in damaged
         ]
         return plan_rewrites(schema, chosen, context.settings, full_until=full_until)
 
@@ -227,7 +229,8 @@ class _Compaction:
             summary={"reason": ", ".join(sorted({str(plan.reason) for plan in plans}))},
         )
         done = await run_swap(self._context, work)
-        self._made.update(done.file_ids)
+        if self._known is not None:
+            self._known.update(done.file_ids)
         self._totals.add(done)
 
     async def _tables_taken(self) -> frozenset[int]:

@@ -177,9 +177,8 @@ async def test_there_is_no_brake_that_nobody_would_release(
     rig = Rig(roles=with_settings(ROLE_SETTINGS, linger_ms_max=linger_ms_max))
     backend = backend_with(rig, _FULL, enabled=enabled)
     host = RoleHost(backend=backend, on_fatal=rig.deaths, clock=rig.clock, metrics=rig.metrics)
-    assert host.coordinator is not None
-    assert not host.coordinator.has_brake
-    assert RoleHost(backend=backend_with(Rig(), _FULL), on_fatal=rig.deaths).coordinator.has_brake  # type: ignore[union-attr]
+    assert host.brake is None
+    assert RoleHost(backend=backend_with(Rig(), _FULL), on_fatal=rig.deaths).brake is not None
 
 
 async def put(rig: Rig, host: RoleHost, table: TableSchema) -> None:

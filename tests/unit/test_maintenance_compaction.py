@@ -160,18 +160,18 @@ async def test_a_column_added_after_the_plan_is_not_lost(lake: Lake) -> None:
     table = await filled(lake, 8)
     wider = dataclasses.replace(table, columns=(*table.columns, Column(0, "more", "bigint")))
     context = lake.context()
-    real = context.catalog.head
+    real = context.upkeep.live_files
     asked = 0
 
-    async def late() -> Any:
+    async def late(table_id: int) -> Any:
         nonlocal asked
         asked += 1
-        if asked == 1:  # after the tables were read, and before what is merged of this one
+        if asked == 1:  # the plan's: everything below happens right before it
             schema = (await lake.catalog.alter_table(schema=wider, expected_version=1)).schema
             await lake.write(schema, [900, 901], more={"more": pa.array([1, 2], pa.int64())})
-        return await real()
+        return await real(table_id)
 
-    context = dataclasses.replace(context, catalog=Overlay(context.catalog, head=late))
+    context = dataclasses.replace(context, upkeep=Overlay(context.upkeep, live_files=late))
     report = await compact(context, job_of(JobKind.COMPACT, {}))
     assert report["files_in"] == 9
     assert await lake.ask(table, "SELECT id, more FROM t WHERE more IS NOT NULL ORDER BY 1") == [

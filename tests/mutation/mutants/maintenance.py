@@ -305,8 +305,8 @@ _FLOODED = (
         "A table that is written to all the time keeps the job from all others.",
         Edit(
             "storage/maintenance/compaction.py",
-            "if (file.first_snapshot <= until or file.file_id in self._made)",
-            "if (True)",
+            "if self._known is None:",
+            "if True:",
         ),
         killers=unit(
             "test_maintenance_rounds.py",
