@@ -18,24 +18,17 @@ from urllib.parse import unquote, urlsplit
 import httpx
 import requests
 
-from actors.backend import Backend
-from actors.hints import MemoryHintDirectory
-from actors.role_host import RoleHost
 from lakebus.clock import SystemClock, new_uuid
 from lakebus.errors import SqlError
-from lakebus.telemetry import MemoryMetrics
 from serve_app.dependencies import HttpLimits
-from storage.bus.memory import MemoryBus
 from storage.bus.settings import BusSettings
-from storage.catalog.memory import MemoryCatalog
-from storage.catalog.memory_upkeep import MemoryUpkeep
 from storage.engine.engine import QueryEngine
 from storage.engine.settings import EngineSettings
 from storage.files.objects import LocalObjectStore
 from storage.maintenance.registry import RUNNABLE
 from storage.memory_lake import MemoryLake
 from storage.reading.predicates import PredicateRequest
-from tests.unit.actors_rig import ROLE_SETTINGS, Deaths
+from tests.unit.actors_rig import publishing
 from tests.unit.http_rig import EVENTS, Server, server
 
 BASE_URL = "http://lake"
@@ -259,39 +252,12 @@ async def world(*, folder: Path | None = None) -> AsyncIterator[World]:
     store = LocalObjectStore(folder / "objects")
     async with (
         _engine(folder) as engine,
-        _roles(memory, store),
+        publishing(memory, store),
         server(limits=limits, lake=memory, engine=engine, store=store) as lake,
     ):
         made = World(lake, published_here=False)
         await made.fill()
         yield made
-
-
-@asynccontextmanager
-async def _roles(memory: MemoryLake, store: LocalObjectStore) -> AsyncIterator[None]:
-    """Who publishes rows as files that can be read; jobs are not theirs."""
-
-    deaths = Deaths()
-    roles = RoleHost(
-        backend=Backend(
-            bus=MemoryBus(memory),
-            catalog=MemoryCatalog(memory),
-            store=store,
-            hints=MemoryHintDirectory(),
-            stack="test",
-            settings=ROLE_SETTINGS,
-            upkeep=MemoryUpkeep(memory),
-        ),
-        on_fatal=deaths,
-        clock=SystemClock(),
-        metrics=MemoryMetrics(),
-    )
-    await roles.start()
-    try:
-        yield
-    finally:
-        await roles.stop()
-    assert deaths.seen == []
 
 
 @asynccontextmanager

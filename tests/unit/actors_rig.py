@@ -7,7 +7,8 @@ import hashlib
 import io
 import uuid
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pyarrow as pa
@@ -19,9 +20,10 @@ from actors.hints import MemoryHintDirectory
 from actors.lease_manager import LeaseManager, Leases
 from actors.publisher import Publisher, SnapshotPublisher
 from actors.range_files import EncodeFile
+from actors.role_host import RoleHost
 from actors.settings import RoleSettings
 from actors.staging import Stager
-from lakebus.clock import Clock, new_uuid
+from lakebus.clock import Clock, SystemClock, new_uuid
 from lakebus.schemas import Column, TableSchema
 from lakebus.snapshots import DataFile
 from lakebus.telemetry import NO_TRACING, MemoryMetrics
@@ -30,7 +32,7 @@ from storage.bus.memory import MemoryBus
 from storage.bus.settings import BusSettings
 from storage.catalog.memory import MemoryCatalog
 from storage.catalog.memory_upkeep import MemoryUpkeep
-from storage.files.objects import MemoryObjectStore
+from storage.files.objects import MemoryObjectStore, ObjectStore
 from storage.files.parquet import EncodedFile, encode_data_file
 from storage.memory_clock import ManualClock
 from storage.memory_lake import MemoryLake
@@ -176,6 +178,34 @@ class Rig:
 
     async def drained(self) -> bool:
         return all(s.watermark == s.end for s in await self.bus.shard_status())
+
+
+@asynccontextmanager
+async def publishing(lake: MemoryLake, store: ObjectStore) -> AsyncIterator[None]:
+    """The roles that turn what is on the bus into files and snapshots, by the real clock; nobody
+    runs jobs."""
+
+    deaths = Deaths()
+    roles = RoleHost(
+        backend=Backend(
+            bus=MemoryBus(lake),
+            catalog=MemoryCatalog(lake),
+            store=store,
+            hints=MemoryHintDirectory(),
+            stack="test",
+            settings=ROLE_SETTINGS,
+            upkeep=MemoryUpkeep(lake),
+        ),
+        on_fatal=deaths,
+        clock=SystemClock(),
+        metrics=MemoryMetrics(),
+    )
+    await roles.start()
+    try:
+        yield
+    finally:
+        await roles.stop()
+    assert deaths.seen == []
 
 
 def new_entry(

@@ -14,20 +14,13 @@ from typing import Any
 
 import uvicorn
 
-from actors.backend import Backend
-from actors.hints import MemoryHintDirectory
-from actors.role_host import RoleHost
 from lakebus.clock import SystemClock
-from lakebus.telemetry import MemoryMetrics
-from storage.bus.memory import MemoryBus
 from storage.bus.settings import BusSettings
-from storage.catalog.memory import MemoryCatalog
-from storage.catalog.memory_upkeep import MemoryUpkeep
 from storage.engine.engine import QueryEngine
 from storage.engine.settings import EngineSettings
 from storage.files.objects import LocalObjectStore
 from storage.memory_lake import MemoryLake
-from tests.unit.actors_rig import ROLE_SETTINGS, Deaths
+from tests.unit.actors_rig import publishing
 from tests.unit.http_rig import Server, server
 
 
@@ -71,30 +64,13 @@ async def _whole(folder: Path) -> AsyncIterator[Lake]:
         )
     )
     memory = MemoryLake(settings=BusSettings(shards=2), clock=SystemClock())
-    deaths = Deaths()
-    roles = RoleHost(
-        backend=Backend(
-            bus=MemoryBus(memory),
-            catalog=MemoryCatalog(memory),
-            store=store,
-            hints=MemoryHintDirectory(),
-            stack="test",
-            settings=ROLE_SETTINGS,
-            upkeep=MemoryUpkeep(memory),
-        ),
-        on_fatal=deaths,
-        clock=SystemClock(),
-        metrics=MemoryMetrics(),
-    )
     async with AsyncExitStack() as stack:
         stack.push_async_callback(engine.stop)
         await engine.start()
-        stack.push_async_callback(roles.stop)
-        await roles.start()
+        await stack.enter_async_context(publishing(memory, store))
         made = await stack.enter_async_context(server(lake=memory, engine=engine, store=store))
         url = await stack.enter_async_context(listening(made))
         yield Lake(url, made.key)
-    assert deaths.seen == []
 
 
 @contextmanager

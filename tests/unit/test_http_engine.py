@@ -13,22 +13,15 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from actors.backend import Backend
-from actors.hints import MemoryHintDirectory
-from actors.role_host import RoleHost
 from lakebus.clock import SystemClock
 from lakebus.errors import Unavailable
-from lakebus.telemetry import MemoryMetrics
 from serve_app.query import WHOLE_BYTES_MAX
-from storage.bus.memory import MemoryBus
 from storage.bus.settings import BusSettings
-from storage.catalog.memory import MemoryCatalog
-from storage.catalog.memory_upkeep import MemoryUpkeep
 from storage.engine.engine import QueryEngine
 from storage.engine.settings import EngineSettings
 from storage.files.objects import LocalObjectStore
 from storage.memory_lake import MemoryLake
-from tests.unit.actors_rig import ROLE_SETTINGS, Deaths
+from tests.unit.actors_rig import publishing
 from tests.unit.http_rig import ARROW, RawExchange, Server, problem, server
 
 ROWS: list[dict[str, Any]] = [
@@ -49,32 +42,16 @@ async def lake(tmp_path: Path) -> AsyncIterator[Server]:
         )
     )
     await engine.start()
-    clock = SystemClock()
-    deaths = Deaths()
-    memory = MemoryLake(settings=BusSettings(shards=2), clock=clock)
-    roles = RoleHost(
-        backend=Backend(
-            bus=MemoryBus(memory),
-            catalog=MemoryCatalog(memory),
-            store=store,
-            hints=MemoryHintDirectory(),
-            stack="test",
-            settings=ROLE_SETTINGS,
-            upkeep=MemoryUpkeep(memory),
-        ),
-        on_fatal=deaths,
-        clock=clock,
-        metrics=MemoryMetrics(),
-    )
-    await roles.start()
+    memory = MemoryLake(settings=BusSettings(shards=2), clock=SystemClock())
     try:
-        async with server(lake=memory, engine=engine, store=store) as made:
+        async with (
+            publishing(memory, store),
+            server(lake=memory, engine=engine, store=store) as made,
+        ):
             await made.create()
             yield made
     finally:
-        await roles.stop()
         await engine.stop()
-    assert deaths.seen == []
 
 
 async def test_A1_D3_a_visible_row_is_read_as_it_was_written(lake: Server) -> None:
