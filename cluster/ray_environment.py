@@ -138,6 +138,9 @@ def environment(
         "RAY_USAGE_STATS_ENABLED": "0",
         # From Ray's own 15 on, jobs could not be much nicer than replicas are (ADR 13).
         "RAY_worker_niceness": "0",
+        # Ray keeps an idle worker of some 125 MiB for each processor. One is enough for a replica
+        # or an actor that has to start again: jobs are processes of their own (ADR 13).
+        "RAY_num_workers_soft_limit": "1",
         "DASHBOARD_METRIC_PORT": str(first + _HEAD_METRICS),
         "RAY_TMPDIR": str(place.ray_dir),
         # HAProxy in front, user code and router on the main loop: see architecture, decision 13.
