@@ -106,8 +106,8 @@ class BusSettings(Section):
     )
     claim_check_bytes: int = setting(
         1 * _MIB,
-        "Entries above this size go to the object store, and the bus carries a reference.",
-        ge=4 * _KIB,
+        "Payloads above this size go to the object store, and the bus carries their name; 0: none.",
+        ge=0,
         le=64 * _MIB,
     )
     idempotency_window_hours: float = setting(

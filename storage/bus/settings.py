@@ -61,4 +61,4 @@ class BusSettings:
         return min(doubled, self.lease_ttl_ms // 8)
 
 
-_MAY_BE_ZERO = frozenset({"retry_backoff_ms", "quarantine_rate_max"})
+_MAY_BE_ZERO = frozenset({"retry_backoff_ms", "quarantine_rate_max", "claim_check_bytes"})

@@ -149,8 +149,8 @@ FINDINGS: Final = tuple(
         (
             "payload_missing",
             _E,
-            "The bytes of accepted rows that are not published yet are gone.",
-            "Restore the object from a copy of the store; else the entries will be quarantined.",
+            "The bytes of accepted rows that are not published yet are gone or damaged.",
+            "Restore the object from a copy of the store; its entries wait for it.",
         ),
         (
             "quarantine_payload_missing",

@@ -96,7 +96,9 @@ async def validate(context: JobContext, job: Job) -> Mapping[str, Any]:
     await note("catalog")
     report |= await check_catalog(inspection, findings, table_id=job.table_id)
     await note("bus")
-    report["payloads"] = await check_payloads(inspection, context.store, findings)
+    report["payloads"] = await check_payloads(
+        inspection, context.store, findings, contents=wanted.objects
+    )
     if wanted.objects:
         await check_marker(inspection, context.store, findings)
         await note("objects")

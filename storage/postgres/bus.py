@@ -36,6 +36,7 @@ from storage.bus.receipting import make_batch_id, parse_batch_id
 from storage.bus.settings import BusSettings
 from storage.bus.sharding import ordering_of, shard_of
 from storage.files.objects import ObjectStore
+from storage.postgres.claim_check import ClaimCheck, PayloadRelease, fetch_payloads
 from storage.postgres.failures import reading, writing
 from storage.postgres.group_commit import GroupWriter, key_hash
 from storage.postgres.pool import Pool
@@ -124,8 +125,9 @@ class PostgresBus:
                 pool=appends,
                 settings=settings,
                 receipts=self._receipts,
-                object_store=object_store,
+                claim_check=self._claim_check,
             )
+        self._claim_check = ClaimCheck(pool=appends, settings=settings, object_store=object_store)
             for shard in range(settings.shards)
         ]
         self._ttl = dt.timedelta(milliseconds=settings.lease_ttl_ms)
@@ -136,6 +138,7 @@ class PostgresBus:
     def shards(self) -> int:
         return self._settings.shards
 
+        self._release = PayloadRelease(pool=general, shards=settings.shards)
     def shard_of(self, principal_id: int, ordering: str) -> int:
         return shard_of(principal_id, ordering, shards=self.shards)
 
@@ -150,6 +153,7 @@ class PostgresBus:
         outcome = await self._writers[shard].append(entry)
         if isinstance(outcome, Accepted):
             self._guard.saw_entry(shard, outcome.position)
+        self._claim_check.close()
             if entry.creates:
                 self._guard.changed()
         return outcome
@@ -217,9 +221,11 @@ class PostgresBus:
             if lo != covered:
                 break
             payload = row["payload"]
-            if payload is None and row["payload_key"] is not None and self._object_store:
-                payload = await self._object_store.get(row["payload_key"])
             if payload is None:
+                payload = stored.get(row["payload_key"])
+            if payload is None:
+        keys = [row["payload_key"] for row in rows if row["payload_key"] is not None]
+        stored = await fetch_payloads(self._object_store, keys)
                 break
             first, last = lo - row["lo"], hi - row["lo"]
             segments.append(
@@ -435,6 +441,8 @@ def _batch_id_of(row: asyncpg.Record) -> str:
 
 
 def _quarantine_item(row: asyncpg.Record) -> QuarantineItem:
+        if self._object_store is not None:
+            await self._release.run_once()
     return QuarantineItem(
         quarantine_id=row["quarantine_id"],
         kind=row["kind"],

@@ -4,7 +4,8 @@ While a group commits, the next one gathers; an entry that finds the writer idle
 groups grow with the load and a lone entry waits for nobody. An entry never shares a group with an
 entry of the same key (they would be judged against each other in one statement): the second waits
 for the next group and is then an ordinary replay. An entry that makes tables goes alone, by a
-function that takes the head row first: such an append is as rare as a new table.
+function that takes the head row first: such an append is as rare as a new table. A large entry goes
+alone, too, and is encoded and put where it belongs before it queues up (`ClaimCheck`).
 """
 
 from __future__ import annotations
@@ -38,12 +39,12 @@ from storage.bus.interface import (
     SchemaStale,
 )
 from storage.bus.settings import BusSettings
-from storage.files.objects import ObjectStore
 from storage.postgres.catalog import definition_of
+from storage.postgres.claim_check import Carried, ClaimCheck
 from storage.postgres.failures import reading, writing
 from storage.postgres.pool import Pool
 from storage.postgres.receipts import ReceiptMaker
-from storage.rows.segment import EncodedSegment, encode_segment
+from storage.rows.segment import encode_segment
 
 _APPEND = (
     "SELECT * FROM append_group($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14,"
@@ -72,6 +73,11 @@ class _Waiting:
     key: bytes | None
     size_bytes: int
     done: asyncio.Future[AppendOutcome]
+    carried: Carried | None = None
+
+    @property
+    def alone(self) -> bool:
+        return self.carried is not None or bool(self.entry.creates)
 
 
 @dataclass(slots=True)
@@ -93,15 +99,17 @@ class GroupWriter:
         pool: Pool,
         settings: BusSettings,
         receipts: ReceiptMaker,
-        object_store: ObjectStore | None,
+        claim_check: ClaimCheck,
     ) -> None:
         self._shard = shard
         self._pool = pool
         self._settings = settings
         self._receipts = receipts
-        self._object_store = object_store
+        self._claim_check = claim_check
         self._queue: deque[_Waiting] = deque()
         self._flushing: asyncio.Task[None] | None = None
+        self._large: set[asyncio.Future[None]] = set()
+        self._closing = False
         self._window = dt.timedelta(seconds=settings.idempotency_window_s)
 
     async def append(self, entry: NewEntry) -> AppendOutcome:
@@ -109,22 +117,66 @@ class GroupWriter:
         key = None
         if entry.idempotency_key is not None:
             key = key_hash(entry.principal_id, entry.target, entry.idempotency_key)
-        size = sum(part.batch.nbytes for part in entry.parts)
+        size = sum([part.size_bytes for part in entry.parts])
         waiting = _Waiting(entry, key, size, loop.create_future())
+        if not self._claim_check.goes_alone(size):
+            return await self._queue_up(waiting)
+        under_way: asyncio.Future[None] = loop.create_future()
+        self._large.add(under_way)
+        try:
+            return await self._append_large(waiting)
+        finally:
+            self._large.discard(under_way)
+            under_way.set_result(None)
+
+    async def _queue_up(self, waiting: _Waiting) -> AppendOutcome:
+        if self._closing:
+            raise Unavailable("the server is stopping")
         self._queue.append(waiting)
         if self._flushing is None:
-            self._flushing = loop.create_task(self._flush())
+            self._flushing = asyncio.get_running_loop().create_task(self._flush())
         return await waiting.done
+
+    async def _append_large(self, waiting: _Waiting) -> AppendOutcome:
+        """Neither a replay nor a refusal leaves its bytes behind."""
+
+        if waiting.key is not None:
+            async with self._pool.connection() as connection:
+                records = await self._records(connection, [waiting.key])
+            if waiting.key in records:
+                return KeyTaken(records[waiting.key])
+        carried = await self._carry(waiting.entry)
+        # failpoint: group_commit.after_carry
+        waiting.carried = carried
+        try:
+            outcome = await self._queue_up(waiting)
+        except (Backpressure, IdempotencyExpired, Unavailable):
+            await self._claim_check.discard(carried)
+            raise
+        if not isinstance(outcome, Accepted):
+            await self._claim_check.discard(carried)
+        return outcome
+
+    async def _carry(self, entry: NewEntry) -> Carried:
+        try:
+            return await self._claim_check.carry(entry.parts)
+        except LakebusError:
+            raise
+        except Exception as error:
+            raise _cannot_encode(error) from error
 
     async def close(self) -> None:
         """Waits for what is under way; entries still queued are refused."""
 
+        self._closing = True
         for waiting in self._queue:
             if not waiting.done.done():
                 waiting.done.set_exception(Unavailable("the server is stopping"))
         self._queue.clear()
         if self._flushing is not None:
             await self._flushing
+        if self._large:
+            await asyncio.wait(self._large)
 
     async def _flush(self) -> None:
         # Whoever starts the task has queued something; it ends when nothing is left, in the same
@@ -156,7 +208,7 @@ class GroupWriter:
         size = 0
         while self._queue and len(group) < self._settings.group_entries_max:
             waiting = self._queue[0]
-            if group and waiting.entry.creates:
+            if group and waiting.alone:
                 break
             if group and size + waiting.size_bytes > self._settings.group_bytes_max:
                 break
@@ -170,7 +222,7 @@ class GroupWriter:
                 keys.add(waiting.key)
             size += waiting.size_bytes
             group.append(waiting)
-            if waiting.entry.creates:
+            if waiting.alone:
                 break
         self._queue.extendleft(reversed(deferred))
         return group
@@ -178,13 +230,15 @@ class GroupWriter:
     async def _commit(self, group: list[_Waiting]) -> None:
         if not group:
             return
-        try:
-            segment = encode_segment([waiting.entry.parts for waiting in group])
-        except Exception as error:  # noqa: BLE001 - told apart entry by entry
-            await self._commit_singly(group, error)
-            return
-        payload_key, intent = await self._spill(segment)
-        arguments = self._arguments(group, segment, payload_key, intent)
+        carried = group[0].carried
+        if carried is None:
+            try:
+                segment = encode_segment([waiting.entry.parts for waiting in group])
+            except Exception as error:  # noqa: BLE001 - told apart entry by entry
+                await self._commit_singly(group, error)
+                return
+            carried = await self._claim_check.put(segment)
+        arguments = self._arguments(group, carried)
         statement, creates = _APPEND, group[0].entry.creates
         if creates:
             statement, arguments = _CREATE, [*_creation(creates), *arguments]
@@ -211,8 +265,7 @@ class GroupWriter:
         """An entry that cannot be encoded fails alone: its neighbours are appended (A9)."""
 
         if len(group) == 1:
-            _log.error("an entry cannot be encoded", exc_info=error)
-            _fail(group, Fault("the rows passed every check and cannot be encoded"))
+            _fail(group, _cannot_encode(error))
             return
         for waiting in group:
             try:
@@ -220,31 +273,10 @@ class GroupWriter:
             except LakebusError as refusal:
                 _fail([waiting], refusal)
 
-    async def _spill(self, segment: EncodedSegment) -> tuple[str | None, object]:
-        """Claim check: a large payload goes to the object store first, under a write intent."""
-
-        size = len(segment.payload)
-        if self._object_store is None or size <= self._settings.claim_check_bytes:
-            return None, None
-        intent = new_uuid()
-        async with self._pool.connection() as connection:
-            with reading():
-                await connection.execute(
-                    "INSERT INTO write_intent VALUES ($1, 'payload', $2, clock_timestamp() + $3)",
-                    intent,
-                    intent,
-                    dt.timedelta(seconds=self._settings.intent_ttl_s),
-                )
-        key = f"bus/{intent}.segment"
-        await self._object_store.put_new(key, segment.payload)
-        return key, intent
-
     def _arguments(
         self,
         group: Sequence[_Waiting],
-        segment: EncodedSegment,
-        payload_key: str | None,
-        intent: object,
+        carried: Carried,
     ) -> list[object]:
         entries = [waiting.entry for waiting in group]
         refs = _Refs()
@@ -269,14 +301,14 @@ class GroupWriter:
             [entry.first_attempt_at for entry in entries],
             [entry.rows for entry in entries],
             [sum(reject.rows for reject in entry.rejects) for entry in entries],
-            segment.entry_indexes,
-            segment.entry_bytes,
+            carried.segment.entry_indexes,
+            carried.segment.entry_bytes,
             refs.entries,
             refs.tables,
             refs.versions,
-            segment.payload if payload_key is None else None,
-            payload_key,
-            intent,
+            carried.segment.payload if carried.key is None else None,
+            carried.key,
+            carried.intent,
             [n for n, _ in rejects],
             [reject.table_id for _, reject in rejects],
             [reject.rows for _, reject in rejects],
@@ -368,6 +400,11 @@ def _creation(creates: Sequence[NewTable]) -> list[object]:
     ]
     # Numbers of two lines of history are never one request's: they come from one call.
     return [creates[0].history_serial, tables, new_uuid()]
+
+
+def _cannot_encode(error: Exception) -> Fault:
+    _log.error("an entry cannot be encoded", exc_info=error)
+    return Fault("the rows passed every check and cannot be encoded")
 
 
 def _fail(group: Sequence[_Waiting], error: LakebusError) -> None:

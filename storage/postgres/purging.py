@@ -20,6 +20,11 @@ from storage.tables import KEY_RING, SEGMENT_RING
 
 LOG_ROWS_A_STEP = 2_000
 _FORGET_PAYLOADS = "SELECT * FROM forget_payloads($1)"
+#: Those that wait for their window: of terminal entries, which the log does not name any more.
+_HURRY_PAYLOADS = """
+UPDATE condemned_file c SET state = 'deleting' WHERE c.reason = 'payload' AND c.state = 'condemned'
+   AND NOT EXISTS (SELECT 1 FROM bus_log l WHERE l.payload_key = c.object_key)
+RETURNING c.object_key"""
 #: Segments whose log row was trimmed count too: nobody knows whose they were.
 _BYTES_LEFT = """
 SELECT coalesce(sum(octet_length(s.payload)), 0) FROM bus_segment s
@@ -61,6 +66,7 @@ async def empty(
     async with pool.connection() as connection:
         with reading():
             keys = [row[0] for row in await connection.fetch(_FORGET_PAYLOADS, ends)]
+            keys += [row[0] for row in await connection.fetch(_HURRY_PAYLOADS)]
     # failpoint: emptying.after_payloads
     if object_store is not None and keys:
         for key in keys:

@@ -21,7 +21,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 import pyarrow as pa
@@ -46,11 +46,20 @@ _INDEX_ENCODER = msgspec.msgpack.Encoder()
 
 @dataclass(frozen=True, slots=True)
 class EntryPart:
-    """The rows of one entry for one table: fields named by column id, column types exact."""
+    """The rows of one entry for one table: fields named by column id, column types exact.
+
+    `known_bytes`: about what they take in memory, where that is known without asking Arrow, which
+    looks at each buffer of a slice.
+    """
 
     table_id: int
     schema_version: int
     batch: pa.RecordBatch
+    known_bytes: int | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def size_bytes(self) -> int:
+        return self.batch.nbytes if self.known_bytes is None else self.known_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,20 +146,30 @@ class DecodedSegment:
     def parts(self, entry_index: bytes) -> list[EntryPart]:
         """An entry's rows, as slices without copies. Raises Corrupt when the index does not fit."""
 
+        return [
+            EntryPart(table_id, schema_version, self.rows(stream, first, rows))
+            for stream, first, rows, table_id, schema_version in self.items(entry_index)
+        ]
+
+    def items(self, entry_index: bytes) -> list[IndexItem]:
+        """Where an entry's rows lie. Raises Corrupt when the index does not fit."""
+
         try:
             items = _INDEX_DECODER.decode(entry_index)
         except msgspec.MsgspecError:
             raise Corrupt("the entry's index cannot be read") from None
-        return [self._part(item) for item in items]
+        heads = self._heads
+        for stream, first, rows, table_id, schema_version in items:
+            if not 0 <= stream < len(heads) or heads[stream] != (table_id, schema_version):
+                raise Corrupt("the entry's index belongs to another segment")
+            if first < 0 or rows < 0 or first + rows > self._batch(stream).num_rows:
+                raise Corrupt("the entry's index points beyond the segment's rows")
+        return items
 
-    def _part(self, item: IndexItem) -> EntryPart:
-        stream, first, rows, table_id, schema_version = item
-        if not 0 <= stream < len(self._heads) or self._heads[stream] != (table_id, schema_version):
-            raise Corrupt("the entry's index belongs to another segment")
-        batch = self._batch(stream)
-        if first < 0 or rows < 0 or first + rows > batch.num_rows:
-            raise Corrupt("the entry's index points beyond the segment's rows")
-        return EntryPart(table_id, schema_version, batch.slice(first, rows))
+    def rows(self, stream: int, first: int, rows: int) -> pa.RecordBatch:
+        """Rows of a stream, of one entry or of several next to each other, without a copy."""
+
+        return self._batch(stream).slice(first, rows)
 
     def _batch(self, stream: int) -> pa.RecordBatch:
         batch = self._batches[stream]
@@ -227,16 +246,21 @@ def _encode_streams(streams: list[_Stream], options: pa.ipc.IpcWriteOptions) -> 
 
 
 def _frame(streams: list[_Stream], encoded: list[pa.Buffer], own_index: bytes) -> bytes:
-    pieces: list[bytes | pa.Buffer] = [
-        _HEAD.pack(_MAGIC, FORMAT_VERSION, 0, len(streams), 0, len(own_index))
-    ]
-    for stream, buffer in zip(streams, encoded, strict=True):
-        pieces.append(_STREAM.pack(stream.table_id, stream.schema_version, 0, buffer.size))
-    pieces.append(own_index)
-    pieces += encoded
-    payload = bytearray(b"".join(pieces))
-    payload[_CRC_AT] = struct.pack("<I", _checksum(memoryview(payload)))
-    return bytes(payload)
+    """The bytes are put together once: a payload may be large."""
+
+    heads = b"".join(
+        _STREAM.pack(stream.table_id, stream.schema_version, 0, buffer.size)
+        for stream, buffer in zip(streams, encoded, strict=True)
+    )
+
+    def head(checksum: int) -> bytes:
+        return _HEAD.pack(_MAGIC, FORMAT_VERSION, 0, len(streams), checksum, len(own_index))
+
+    blank = head(0)
+    checksum = zlib.crc32(blank[_CRC_AT.stop :], zlib.crc32(blank[: _CRC_AT.start]))
+    for piece in (heads, own_index, *encoded):
+        checksum = zlib.crc32(piece, checksum)
+    return b"".join((head(checksum), heads, own_index, *encoded))
 
 
 def _checksum(view: memoryview) -> int:

@@ -14,8 +14,9 @@ import pytest
 from lakebus.errors import Unavailable
 from lakebus.schemas import TableSchema
 from storage.bus.interface import Accepted, PurgeReport
-from storage.files.objects import MemoryObjectStore
-from storage.postgres import PostgresLake
+from storage.bus.settings import BusSettings
+from storage.files.objects import MemoryObjectStore, ObjectStore
+from storage.postgres import PostgresLake, purging
 from tests.conformance.harness import LakeView, entry_of
 from tests.conformance.worker import Worker
 from tests.failpoints.actions import Raise
@@ -242,17 +243,19 @@ async def test_M25_killed_between_the_log_and_its_objects_no_name_is_without_its
         worker = Worker(bus=view.bus, catalog=view.catalog, files=lake.files)
         await worker.publish_one()
         failpoints.arm("purging.after_trim", Raise(Crashed()), times=None)
-        await crash_while_purging(lake, view)
+        await lake.advance_s(WINDOW_S)
+        await crash_while_trimming(spilling, settings, store)
         await lake.offer(keyed_entries(table, range(4, 8)), view)  # live, in the next generation
         for _ in range(PASSES_MAX):
-            await crash_while_purging(lake, view)
+            await lake.advance_s(WINDOW_S)
+            await crash_while_trimming(spilling, settings, store)
             named_now, kept = await objects(lake, store)
             assert named_now <= kept, "a log row names an object that is gone"
             if kept - named_now:
                 break
         assert len(kept - named_now) == len(named_now) == 1
         failpoints.disarm("purging.after_trim")
-        await view.bus.purge()
+        await trim(spilling, settings, store)
         assert await objects(lake, store) == (named_now, kept)
         # Its record went with the log row, so the next collection finds it (E3).
         report = await collect_now(spilling, store, tmp_path)
@@ -283,7 +286,7 @@ async def test_M25_a_payload_that_was_purged_is_recorded_as_deleted(
                 failpoints.arm("purging.after_objects", Raise(Crashed()), times=None)
             await lake.advance_s(WINDOW_S)
             with contextlib.suppress(Crashed):
-                await view.bus.purge()
+                await trim(spilling, settings, store)
         named_now, kept = await objects(lake, store)
         assert kept == named_now
         states = {one.state for one in await spilling.upkeep.condemned()}
@@ -302,10 +305,17 @@ class Crashed(Exception):
     """Stands for the end of the process: nothing of the product catches it."""
 
 
-async def crash_while_purging(lake: MatrixLake, view: LakeView) -> None:
-    await lake.advance_s(WINDOW_S)
+async def trim(lake: PostgresLake, settings: BusSettings, store: ObjectStore) -> PurgeReport:
+    """A purge that has not looked for what became terminal: objects go with their log rows."""
+
+    return await purging.purge(lake.pools[0], settings=settings, object_store=store)
+
+
+async def crash_while_trimming(
+    lake: PostgresLake, settings: BusSettings, store: ObjectStore
+) -> None:
     with pytest.raises(Crashed):
-        await view.bus.purge()
+        await trim(lake, settings, store)
 
 
 async def objects(lake: MatrixLake, store: MemoryObjectStore) -> tuple[set[str], set[str]]:

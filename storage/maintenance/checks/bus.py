@@ -4,42 +4,60 @@ from __future__ import annotations
 
 import datetime as dt
 
+from lakebus.errors import Corrupt
 from storage.files.objects import ObjectStore
 from storage.maintenance.findings import Findings
 from storage.maintenance.inspection import Inspection, WaitingPayload
 from storage.postgres.rewind_marker import read_marker
+from storage.rows.segment import decode_segment
 
 _QUARANTINE_MAX = 1_000
 #: It is written about a second after a publication; a store that was away for a while is no news.
 _MARKER_LATE = dt.timedelta(minutes=10)
 
 
-async def check_payloads(inspection: Inspection, store: ObjectStore, findings: Findings) -> int:
-    """That the bytes of everything not terminal are there; answers how many groups wait."""
+async def check_payloads(
+    inspection: Inspection, store: ObjectStore, findings: Findings, *, contents: bool = False
+) -> int:
+    """That the bytes of everything not terminal are there; answers how many groups wait.
+
+    :param contents: read large payloads, too, and not only look whether they are there.
+    """
 
     waiting = 0
     async for one in inspection.waiting_payloads():
         waiting += 1
-        if await _has_bytes(one, store):
+        if await _fault(one, store, contents=contents) is None:
             continue
         # It may have become terminal, and its bytes have been let go, since.
         now = await inspection.waiting_payload(one.shard, one.lo)
-        if now is not None and not await _has_bytes(now, store):
-            where = "no segment" if now.payload_key is None else f"no object {now.payload_key}"
+        fault = None if now is None else await _fault(now, store, contents=contents)
+        if now is not None and fault is not None:
             findings.add(
                 "payload_missing",
                 f"shard {now.shard} position {now.lo}",
-                f"there is {where} with the bytes of the positions [{now.lo}, {now.hi})",
+                f"{fault}; the bytes of the positions [{now.lo}, {now.hi}) were there",
             )
     for quarantine_id in await inspection.quarantine_without_payload(limit=_QUARANTINE_MAX):
         findings.add("quarantine_payload_missing", f"quarantine {quarantine_id}", "it is empty")
     return waiting
 
 
-async def _has_bytes(one: WaitingPayload, store: ObjectStore) -> bool:
-    if one.has_bytes or one.payload_key is None:
-        return one.has_bytes
-    return await store.size(one.payload_key) is not None
+async def _fault(one: WaitingPayload, store: ObjectStore, *, contents: bool) -> str | None:
+    """Why the bytes cannot be had; None when they can."""
+
+    if one.has_bytes:
+        return None
+    if one.payload_key is None:
+        return "there is no segment"
+    if await store.size(one.payload_key) is None:
+        return f"there is no object {one.payload_key}"
+    if contents:
+        try:
+            decode_segment(await store.get(one.payload_key))
+        except Corrupt as fault:
+            return f"the object {one.payload_key} cannot be read: {fault}"
+    return None
 
 
 async def check_marker(inspection: Inspection, store: ObjectStore, findings: Findings) -> None:

@@ -15,6 +15,7 @@ from tests.mutation.mutants import (
     maintenance,
     maintenance_sql,
     memory,
+    payloads,
     reading,
     roles,
     sql_append,
@@ -35,4 +36,5 @@ ALL = (
     *deletes.MUTANTS,
     *maintenance_sql.MUTANTS,
     *maintenance.MUTANTS,
+    *payloads.MUTANTS,
 )
