@@ -44,14 +44,16 @@ from storage.postgres.purging import empty, purge
 from storage.postgres.receipts import ReceiptMaker
 from storage.postgres.rewind import HistoryGuard
 
-#: Entries of one group at most (ordinals are smallint), so a range starts at most this far below.
-GROUP_SPAN = 32_767
-
 _CLAIM = "SELECT * FROM claim_range($1, $2, $3, $4, $5, $6, $7, $8, $9)"
-_READ = f"""
-SELECT l.lo, l.hi, l.entry_indexes, l.entry_bytes, l.payload_key, s.payload
-  FROM bus_log l LEFT JOIN bus_segment s ON s.segment_id = l.segment_id
- WHERE l.shard = $1 AND l.hi > $2 AND l.lo < $3 AND l.lo >= $2 - {GROUP_SPAN}
+# Groups of the log are disjoint and in order, so the one that holds a position is the last to begin
+# at it or before: found by its place in the index, never by a search through those below.
+_READ = """
+SELECT l.lo, l.hi, l.entry_indexes, l.entry_bytes, l.payload_key,
+       (SELECT s.payload FROM bus_segment s WHERE s.segment_id = l.segment_id LIMIT 1) AS payload
+  FROM bus_log l
+ WHERE l.shard = $1 AND l.hi > $2 AND l.lo < $3
+   AND l.lo >= coalesce((SELECT f.lo FROM bus_log f WHERE f.shard = $1 AND f.lo <= $2
+                          ORDER BY f.lo DESC LIMIT 1), $2)
    AND EXISTS (SELECT 1 FROM bus_lease b
                 WHERE b.lease_id = $4 AND b.epoch = $5 AND b.state = 'leased')
  ORDER BY l.lo"""
@@ -70,15 +72,17 @@ RETURNING b.lease_id, b.epoch"""
 _NUMBER_TABLES = """
 SELECT nextval('table_number')::integer AS table_id, l.history_serial
   FROM lake l, generate_series(1, $1::integer)"""
-_BATCH = f"""
+_BATCH = """
 SELECT l.history_serial, l.principals[($2 - l.lo + 1)::integer] AS principal_id,
        p.snapshot_id, q.reason, q.successor_batch_id
   FROM bus_log l
-  LEFT JOIN LATERAL (SELECT r.snapshot_id FROM published_range r
-                      WHERE r.shard = $1 AND r.lo <= $2 AND r.hi > $2
-                      ORDER BY r.lo DESC LIMIT 1) p ON true
+  LEFT JOIN LATERAL (SELECT r.snapshot_id, r.hi FROM published_range r
+                      WHERE r.shard = $1 AND r.lo <= $2
+                      ORDER BY r.lo DESC LIMIT 1) p ON p.hi > $2
   LEFT JOIN bus_quarantine q ON q.kind = 'entry' AND q.shard = $1 AND q.position = $2
- WHERE l.shard = $1 AND l.lo <= $2 AND l.hi > $2 AND l.lo >= $2 - {GROUP_SPAN}"""
+ WHERE l.shard = $1 AND l.hi > $2
+   AND l.lo = (SELECT f.lo FROM bus_log f WHERE f.shard = $1 AND f.lo <= $2
+                ORDER BY f.lo DESC LIMIT 1)"""
 _QUARANTINED_OF = """
 SELECT q.history_serial, q.shard, q.position, q.reason
   FROM unnest($1::integer[], $2::bigint[]) AS e (shard, position)
@@ -90,7 +94,10 @@ SELECT s.shard, s.next_append, h.watermark[s.shard + 1] AS watermark,
        (SELECT count(*) FROM bus_lease b WHERE b.shard = s.shard AND b.state = 'leased') AS leases,
        (SELECT extract(epoch FROM clock_timestamp() - l.accepted_at)::float8 FROM bus_log l
          WHERE l.shard = s.shard AND l.hi > h.watermark[s.shard + 1]
-           AND l.lo >= h.watermark[s.shard + 1] - 32767 ORDER BY l.lo LIMIT 1) AS age_s
+           AND l.lo >= coalesce((SELECT f.lo FROM bus_log f
+                WHERE f.shard = s.shard AND f.lo <= h.watermark[s.shard + 1]
+                ORDER BY f.lo DESC LIMIT 1), h.watermark[s.shard + 1])
+         ORDER BY l.lo LIMIT 1) AS age_s
   FROM bus_shard s JOIN bus_done d USING (shard) CROSS JOIN lake h ORDER BY s.shard"""
 _QUARANTINE = """
 SELECT q.* FROM bus_quarantine q
@@ -117,8 +124,10 @@ class PostgresBus:
         self._renewals = renewals
         self._settings = settings
         self._object_store = object_store
+        self._next_shard = random.randrange(settings.shards)
         self._guard = guard
         self._receipts = ReceiptMaker(codec=codec, histories=guard.histories)
+        self._claim_check = ClaimCheck(pool=appends, settings=settings, object_store=object_store)
         self._writers = [
             GroupWriter(
                 shard=shard,
@@ -127,9 +136,9 @@ class PostgresBus:
                 receipts=self._receipts,
                 claim_check=self._claim_check,
             )
-        self._claim_check = ClaimCheck(pool=appends, settings=settings, object_store=object_store)
             for shard in range(settings.shards)
         ]
+        self._release = PayloadRelease(pool=general, shards=settings.shards)
         self._ttl = dt.timedelta(milliseconds=settings.lease_ttl_ms)
         self._isolation_ttl = dt.timedelta(milliseconds=settings.isolation_ttl_ms)
         self._window = dt.timedelta(seconds=settings.idempotency_window_s)
@@ -138,13 +147,13 @@ class PostgresBus:
     def shards(self) -> int:
         return self._settings.shards
 
-        self._release = PayloadRelease(pool=general, shards=settings.shards)
     def shard_of(self, principal_id: int, ordering: str) -> int:
         return shard_of(principal_id, ordering, shards=self.shards)
 
     async def close(self) -> None:
         for writer in self._writers:
             await writer.close()
+        self._claim_check.close()
 
     # --- append ------------------------------------------------------------------------
 
@@ -153,7 +162,6 @@ class PostgresBus:
         outcome = await self._writers[shard].append(entry)
         if isinstance(outcome, Accepted):
             self._guard.saw_entry(shard, outcome.position)
-        self._claim_check.close()
             if entry.creates:
                 self._guard.changed()
         return outcome
@@ -177,9 +185,10 @@ class PostgresBus:
 
     async def claim(self, owner: uuid.UUID) -> Claim | None:
         settings = self._settings
-        shards = list(range(settings.shards))
-        # Claimers start at different shards, so that they seldom want the same claim row.
-        random.shuffle(shards)
+        # Claimers start at different shards, so that they seldom want the same claim row, and go on
+        # behind the one they had last, so that a round of claims takes each shard once.
+        first = self._next_shard
+        shards = [(first + n) % settings.shards for n in range(settings.shards)]
         async with self._general.connection() as connection:
             with reading():  # a lost claim is an expired lease later: nothing is lost
                 row = await connection.fetchrow(
@@ -197,6 +206,7 @@ class PostgresBus:
         if row is None or row["lease_id"] is None:
             return None
         lease = LeaseRef(row["lease_id"], row["epoch"], row["shard"], row["lo"], row["hi"])
+        self._next_shard = (lease.shard + 1) % settings.shards
         return Claim(
             lease=lease,
             attempt=row["attempt"],
@@ -214,6 +224,8 @@ class PostgresBus:
                 rows = await connection.fetch(
                     _READ, lease.shard, lease.lo, lease.hi, lease.lease_id, lease.epoch
                 )
+        keys = [row["payload_key"] for row in rows if row["payload_key"] is not None]
+        stored = await fetch_payloads(self._object_store, keys)
         segments: list[ClaimedSegment] = []
         covered = lease.lo
         for row in rows:
@@ -224,8 +236,6 @@ class PostgresBus:
             if payload is None:
                 payload = stored.get(row["payload_key"])
             if payload is None:
-        keys = [row["payload_key"] for row in rows if row["payload_key"] is not None]
-        stored = await fetch_payloads(self._object_store, keys)
                 break
             first, last = lo - row["lo"], hi - row["lo"]
             segments.append(
@@ -431,6 +441,8 @@ class PostgresBus:
         return await empty(self._general, positions, object_store=self._object_store)
 
     async def purge(self) -> PurgeReport:
+        if self._object_store is not None:
+            await self._release.run_once()
         return await purge(self._general, settings=self._settings, object_store=self._object_store)
 
 
@@ -441,8 +453,6 @@ def _batch_id_of(row: asyncpg.Record) -> str:
 
 
 def _quarantine_item(row: asyncpg.Record) -> QuarantineItem:
-        if self._object_store is not None:
-            await self._release.run_once()
     return QuarantineItem(
         quarantine_id=row["quarantine_id"],
         kind=row["kind"],

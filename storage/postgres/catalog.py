@@ -32,18 +32,17 @@ from storage.catalog.interface import (
     Commit,
     CommitOutcome,
     DropTicket,
-    Erased,
     Head,
     LakeIdentity,
     ManifestDelta,
     Published,
     PublishedRange,
-    SchemaLife,
     TableChange,
     TableState,
 )
+from storage.postgres.deltas import read_addition, read_whole, schema_of
 from storage.postgres.failures import reading, writing
-from storage.postgres.file_rows import ERASED, FILE_COLUMNS, data_file, ended_by, file_proposal
+from storage.postgres.file_rows import file_proposal
 from storage.postgres.identity import read_identity
 from storage.postgres.pool import Pool
 from storage.postgres.rewind import HistoryGuard
@@ -60,42 +59,25 @@ SELECT * FROM history WHERE parent_serial IS NOT NULL AND fork_snapshot_id < $1
  ORDER BY fork_snapshot_id DESC LIMIT 1"""
 _FORK_OVER_TIME = """
 SELECT * FROM history WHERE fork_time < $1 AND began_at > $1 LIMIT 1"""
-#: Tags keep files that no later snapshot needs.
-_FILES = f"""
-SELECT {FILE_COLUMNS} FROM data_file f
- WHERE first_snapshot > $1 AND first_snapshot <= $2
-   AND ($1 > 0 OR last_snapshot IS NULL
-        OR last_snapshot > (SELECT oldest_snapshot_id FROM lake)
-        OR EXISTS (SELECT 1 FROM tag t WHERE t.snapshot_id >= f.first_snapshot
-                                         AND t.snapshot_id < f.last_snapshot))
- ORDER BY first_snapshot, file_id"""
 _REMOVED = """
 SELECT EXISTS (SELECT FROM snapshot
     WHERE snapshot_id > $1 AND snapshot_id <= $2 AND operation IN ('delete', 'retain')
       AND summary -> 'tables' ? $3)"""
-#: With a row of its own when the answer may lack some: the rows of files that ended at or before
-#: the oldest snapshot go when the files are deleted.
-_ENDED = """
-SELECT file_id, last_snapshot FROM data_file
- WHERE last_snapshot > $1 AND last_snapshot <= $2 AND first_snapshot <= $1
-UNION ALL
-SELECT NULL, oldest_snapshot_id FROM lake WHERE oldest_snapshot_id > $1"""
-_SCHEMAS = """
-SELECT s.table_id, s.version, s.first_snapshot, s.last_snapshot, s.definition, t.name,
-       t.first_snapshot AS table_first, t.last_snapshot AS table_last
-  FROM table_schema s JOIN lake_table t USING (table_id)
- WHERE (s.first_snapshot > $1 AND s.first_snapshot <= $2)
-    OR (s.last_snapshot > $1 AND s.last_snapshot <= $2)
- ORDER BY s.table_id, s.version"""
 _RANGES = """
 SELECT shard, lo, hi, snapshot_id FROM published_range
  WHERE snapshot_id > $1 AND snapshot_id <= $2 AND (shard > $3 OR (shard = $3 AND hi > $4))
  ORDER BY shard, lo LIMIT $5"""
-_TABLES = """
+_LIVE_TABLES = """
 SELECT t.table_id, t.name, t.state, s.version, s.definition
   FROM lake_table t JOIN table_schema s ON s.table_id = t.table_id AND s.version = t.version
- WHERE t.state <> 'dropped' AND ($1::text IS NULL OR t.name = $1) ORDER BY t.name"""
-_ERASURES = "SELECT erasure_count FROM lake"
+ WHERE t.state <> 'dropped'"""
+#: Statements of their own, and bounds that are always there: under a generic plan "none given or
+#: equal" is no condition of an index.
+_TABLE = f"{_LIVE_TABLES} AND t.name = $1"
+_TABLES = f"{_LIVE_TABLES} ORDER BY t.name"
+_SNAPSHOTS = f"""{_SNAPSHOT}
+ WHERE s.expired_at IS NULL AND s.snapshot_id < coalesce($2::bigint, {2**63 - 1})
+ ORDER BY s.snapshot_id DESC LIMIT $1"""
 _PUBLISH = "SELECT * FROM publish($1, $2, $3, $4, $5)"
 
 
@@ -181,12 +163,7 @@ class PostgresCatalog:
         return await self._readable(row)
 
     async def snapshots(self, *, limit: int, before: int | None = None) -> Sequence[Snapshot]:
-        rows = await self._all(
-            f"{_SNAPSHOT} WHERE s.expired_at IS NULL AND ($2::bigint IS NULL OR s.snapshot_id < $2)"
-            " ORDER BY s.snapshot_id DESC LIMIT $1",
-            limit,
-            before,
-        )
+        rows = await self._all(_SNAPSHOTS, limit, before)
         return [_snapshot(row) for row in rows]
 
     async def _readable(self, row: asyncpg.Record) -> Snapshot:
@@ -255,7 +232,7 @@ class PostgresCatalog:
                 f"the table {schema.name} is at schema version {row['version']}",
                 schema_version=row["version"],
             )
-        changed = _schema(schema.table_id, schema.name, row["version"], row["definition"])
+        changed = schema_of(schema.table_id, schema.name, row["version"], row["definition"])
         return TableChange(changed, row["snapshot_id"])
 
     async def begin_drop(self, *, name: str, actor: str = "") -> DropTicket:
@@ -284,11 +261,11 @@ class PostgresCatalog:
         ]
 
     async def table(self, name: str) -> TableState | None:
-        row = await self._one(_TABLES, name)
+        row = await self._one(_TABLE, name)
         return None if row is None else _table_state(row)
 
     async def tables(self) -> Sequence[TableState]:
-        return [_table_state(row) for row in await self._all(_TABLES, None)]
+        return [_table_state(row) for row in await self._all(_TABLES)]
 
     async def schema_version(self, table_id: int, version: int) -> TableSchema | None:
         row = await self._one(
@@ -297,7 +274,7 @@ class PostgresCatalog:
             table_id,
             version,
         )
-        return None if row is None else _schema(table_id, row["name"], version, row["definition"])
+        return None if row is None else schema_of(table_id, row["name"], version, row["definition"])
 
     # --- publication -------------------------------------------------------------------
 
@@ -344,30 +321,9 @@ class PostgresCatalog:
     async def manifest_delta(self, *, after: int, until: int) -> ManifestDelta:
         async with self._scans.connection() as connection:
             with reading():
-                # Before a whole and after an addition: never newer than the one, and it tells
-                # whether the other was read of another state.
-                erasures = await connection.fetchval(_ERASURES) if after == 0 else None
-                files = await connection.fetch(_FILES, after, until)
-                ended = await connection.fetch(_ENDED, after, until) if after > 0 else []
-                for row in ended:
-                    if row["file_id"] is None:
-                        raise SnapshotExpired(
-                            f"what ended after snapshot {after} is not all known any more",
-                            oldest_snapshot_id=row["last_snapshot"],
-                        )
-                schemas = await connection.fetch(_SCHEMAS, after, until)
-                erased = await connection.fetch(ERASED, None) if after == 0 else []
-                if erasures is None:
-                    erasures = await connection.fetchval(_ERASURES)
-        return ManifestDelta(
-            after=after,
-            until=until,
-            files=tuple(data_file(row, until) for row in files),
-            ended={row["file_id"]: row["last_snapshot"] for row in ended},
-            schemas=tuple(_schema_life(row, until) for row in schemas),
-            erasures=erasures,
-            erased=tuple(Erased(*row) for row in erased),
-        )
+                if after == 0:
+                    return await read_whole(connection, until=until)
+                return await read_addition(connection, after=after, until=until)
 
     # --- plumbing ----------------------------------------------------------------------
 
@@ -431,34 +387,9 @@ def definition_of(schema: TableSchema) -> dict[str, object]:
     }
 
 
-def _schema(
-    table_id: int, name: str, version: int, definition: Mapping[str, object]
-) -> TableSchema:
-    columns: list[dict[str, object]] = definition["columns"]  # type: ignore[assignment]
-    return TableSchema(
-        table_id=table_id,
-        name=name,
-        version=version,
-        columns=tuple(Column(**column) for column in columns),  # type: ignore[arg-type]
-        partition_by=tuple(definition["partition_by"]),  # type: ignore[arg-type]
-        sort_by=tuple(definition["sort_by"]),  # type: ignore[arg-type]
-        retention=dict(definition["retention"]),  # type: ignore[call-overload]
-    )
-
-
 def _table_state(row: asyncpg.Record) -> TableState:
-    schema = _schema(row["table_id"], row["name"], row["version"], row["definition"])
+    schema = schema_of(row["table_id"], row["name"], row["version"], row["definition"])
     return TableState(schema, open=row["state"] == "open")
-
-
-def _schema_life(row: asyncpg.Record, until: int) -> SchemaLife:
-    return SchemaLife(
-        schema=_schema(row["table_id"], row["name"], row["version"], row["definition"]),
-        first_snapshot=row["first_snapshot"],
-        last_snapshot=ended_by(row["last_snapshot"], until),
-        table_first_snapshot=row["table_first"],
-        table_last_snapshot=ended_by(row["table_last"], until),
-    )
 
 
 def _proposal(commit: Commit, payloads: list[bytes]) -> dict[str, object]:

@@ -67,7 +67,7 @@ SELECT first_snapshot, table_id, sum(files)::bigint AS files, sum(rows)::bigint 
         UNION ALL SELECT first_snapshot, table_id, files, rows, size_bytes FROM erased_file
          WHERE first_snapshot = ANY ($1)) a
  GROUP BY first_snapshot, table_id"""
-# A group of the log holds at most 32,767 entries, so the groups of a range are found by its index.
+# The first group of a range is the last that begins at it or before.
 _ACCEPTED = """
 SELECT p.snapshot_id, sum(p.hi - p.lo)::bigint AS positions,
        coalesce(sum(l.logged), 0)::bigint AS logged,
@@ -78,7 +78,9 @@ SELECT p.snapshot_id, sum(p.hi - p.lo)::bigint AS positions,
                SELECT sum(n) FROM unnest(b.row_counts[
                    greatest(p.lo - b.lo, 0) + 1 : least(p.hi, b.hi) - b.lo]) n)) AS rows
           FROM bus_log b
-         WHERE b.shard = p.shard AND b.lo < p.hi AND b.hi > p.lo AND b.lo >= p.lo - 32767) l ON true
+         WHERE b.shard = p.shard AND b.lo < p.hi AND b.hi > p.lo AND b.lo >= coalesce((
+               SELECT f.lo FROM bus_log f WHERE f.shard = p.shard AND f.lo <= p.lo
+                ORDER BY f.lo DESC LIMIT 1), p.lo)) l ON true
   LEFT JOIN LATERAL (
         SELECT sum(b.rows) AS rows FROM bus_quarantine b
          WHERE b.kind = 'entry' AND b.shard = p.shard

@@ -27,6 +27,10 @@ _SESSION = {
     "jit": "off",
     # A function's static statements keep one generic plan; replanning per call costs more.
     "plan_cache_mode": "force_generic_plan",
+    # Kept for as long as the session lives, it must suit tables that grow: one made while a table
+    # had a page or two would read all of it for each row wanted. Where there is no index to find
+    # rows by, tables are read whole all the same.
+    "enable_seqscan": "off",
 }
 
 #: From this major version on the server itself ends a transaction whose client stopped between

@@ -16,18 +16,18 @@ from storage.bus.trace import (
 from storage.postgres.failures import reading
 from storage.postgres.pool import Pool
 
-#: Entries of one group at most (ordinals are smallint), so a range starts at most this far below.
-_GROUP_SPAN = 32_767
 _SEVERAL_TABLES = "*"
 
-_ENTRY = f"""
+_ENTRY = """
 SELECT l.lo, l.hi, l.history_serial, l.accepted_at, l.expires_at, l.table_ids,
        l.principals[e.place] AS principal_id, l.targets[e.place] AS target,
        l.row_counts[e.place] AS rows, l.reject_counts[e.place] AS rows_rejected,
        l.entry_bytes[e.place] AS size_bytes,
        h.watermark[$1 + 1] AS watermark, h.snapshot_id AS head_snapshot_id
   FROM bus_log l CROSS JOIN LATERAL (SELECT ($2 - l.lo + 1)::integer AS place) e CROSS JOIN lake h
- WHERE l.shard = $1 AND l.lo <= $2 AND l.hi > $2 AND l.lo >= $2 - {_GROUP_SPAN}"""
+ WHERE l.shard = $1 AND l.hi > $2
+   AND l.lo = (SELECT f.lo FROM bus_log f WHERE f.shard = $1 AND f.lo <= $2
+                ORDER BY f.lo DESC LIMIT 1)"""
 _LEASE = """
 SELECT b.epoch, b.state, b.lo, b.hi, b.owner, b.claimed_at, b.expires_at, b.attempt, b.last_error
   FROM bus_lease b WHERE b.shard = $1 AND b.lo <= $2 AND b.hi > $2 LIMIT 1"""
@@ -35,7 +35,9 @@ _PUBLISHED = """
 SELECT r.lo, r.hi, r.commit_id, r.owner, r.snapshot_id, r.published_at,
        s.snapshot_id IS NOT NULL AND s.expired_at IS NULL AS readable
   FROM published_range r LEFT JOIN snapshot s USING (snapshot_id)
- WHERE r.shard = $1 AND r.lo <= $2 AND r.hi > $2 ORDER BY r.lo DESC LIMIT 1"""
+ WHERE r.shard = $1 AND r.hi > $2
+   AND r.lo = (SELECT f.lo FROM published_range f WHERE f.shard = $1 AND f.lo <= $2
+                ORDER BY f.lo DESC LIMIT 1)"""
 _FILES = """
 SELECT t.name AS table, f.file_id, f.rows, f.size_bytes, f.last_snapshot AS last_snapshot_id
   FROM data_file f JOIN lake_table t USING (table_id)

@@ -14,6 +14,9 @@
 -- * The counter is updated last, so the shard is locked for one small update, one narrow insert and
 --   the commit. Positions are therefore dense and in commit order (A7).
 --
+-- Keys and tables are looked up one by one by their index: a plan that joins them, made while a
+-- generation was small, would read all its keys for each group later.
+--
 -- Arrays are parallel, one element an entry, except p_ref_* (one element an entry and table).
 -- Status: 0 accepted, 1 key taken, 2 schema stale or table closed, 3 backpressure, 4 expired.
 CREATE OR REPLACE FUNCTION append_group(
@@ -48,35 +51,38 @@ CREATE OR REPLACE FUNCTION append_group(
     OUT history_serial integer
 ) LANGUAGE plpgsql AS $$
 DECLARE
-    v_state bus_state;
+    v_segment_ring integer;
+    v_key_ring integer;
+    v_serial integer;
+    v_is_full boolean;
     v_segment bigint;
     v_group_bytes bigint;
     v_count integer;
-    v_key_count integer;
-    v_won bytea[];
+    v_key_count integer := cardinality(array_remove(p_keys, NULL));
+    v_won integer;
     v_intents integer;
 BEGIN
     PERFORM pg_advisory_xact_lock_shared(7201, 0);
     PERFORM pg_advisory_xact_lock_shared(7202, t.table_id)
         FROM (SELECT DISTINCT unnest(p_ref_tables) AS table_id ORDER BY 1) t;
     -- failpoint: append_group.after_locks
-    SELECT * INTO v_state FROM bus_state;
-    statuses := array_fill(0::smallint, ARRAY[cardinality(p_targets)]);
-
-    v_key_count := cardinality(array_remove(p_keys, NULL));
-    IF v_key_count > 0 THEN
-        SELECT coalesce(array_agg(CASE WHEN i.key_hash IS NULL THEN 0 ELSE 1 END::smallint
-                                  ORDER BY k.n), statuses)
-          INTO statuses
-          FROM unnest(p_keys) WITH ORDINALITY AS k (key_hash, n)
-          LEFT JOIN idem i ON i.key_hash = k.key_hash;
-    END IF;
-
-    SELECT array_agg(DISTINCT r.table_id) INTO stale_tables
-      FROM unnest(p_ref_tables, p_ref_versions) AS r (table_id, version)
-      LEFT JOIN lake_table t
-        ON t.table_id = r.table_id AND t.version = r.version AND t.state = 'open'
-     WHERE t.table_id IS NULL;
+    SELECT s.segment_ring, s.key_ring, l.history_serial,
+           b.appended_bytes - d.terminal_bytes >= p_backlog_bytes_hard,
+           CASE WHEN v_key_count = 0 THEN array_fill(0::smallint, ARRAY[cardinality(p_targets)])
+           ELSE (SELECT array_agg(CASE WHEN i.taken THEN 1 ELSE 0 END::smallint ORDER BY k.n)
+                   FROM unnest(p_keys) WITH ORDINALITY AS k (key_hash, n)
+                   LEFT JOIN LATERAL (SELECT true AS taken FROM idem
+                                       WHERE idem.key_hash = k.key_hash LIMIT 1) i ON true) END,
+           (SELECT array_agg(DISTINCT r.table_id)
+              FROM (SELECT DISTINCT u.table_id, u.version
+                      FROM unnest(p_ref_tables, p_ref_versions) AS u (table_id, version)) r
+              LEFT JOIN LATERAL (SELECT t.table_id FROM lake_table t
+                                  WHERE t.table_id = r.table_id AND t.version = r.version
+                                    AND t.state = 'open' LIMIT 1) t ON true
+             WHERE t.table_id IS NULL)
+      INTO v_segment_ring, v_key_ring, v_serial, v_is_full, statuses, stale_tables
+      FROM bus_state s, lake l, bus_shard b, bus_done d
+     WHERE b.shard = p_shard AND d.shard = p_shard;
     IF stale_tables IS NOT NULL THEN
         SELECT array_agg(CASE WHEN s.status = 0 AND EXISTS (
                    SELECT 1 FROM unnest(p_ref_entries, p_ref_tables, p_ref_versions)
@@ -95,8 +101,7 @@ BEGIN
           INTO statuses FROM unnest(statuses) WITH ORDINALITY AS s (status, n);
     END IF;
 
-    IF (SELECT b.appended_bytes - d.terminal_bytes >= p_backlog_bytes_hard
-          FROM bus_shard b JOIN bus_done d USING (shard) WHERE shard = p_shard) THEN
+    IF v_is_full THEN
         statuses := array_replace(statuses, 0::smallint, 3::smallint);
     END IF;
     IF NOT 0 = ANY (statuses) THEN
@@ -106,35 +111,35 @@ BEGIN
     v_segment := nextval('segment_number');
     -- failpoint: append_group.before_keys
     IF v_key_count > 0 THEN
-        IF v_state.key_ring = 0 THEN
-            WITH won AS (
-                INSERT INTO idem_0 SELECT p_keys[s.n], p_fingerprints[s.n], v_segment, s.n,
-                                          p_schema_versions[s.n]
-                  FROM unnest(statuses) WITH ORDINALITY AS s (status, n)
-                 WHERE s.status = 0 AND p_keys[s.n] IS NOT NULL ORDER BY p_keys[s.n]
-                ON CONFLICT DO NOTHING RETURNING key_hash)
-            SELECT array_agg(key_hash) INTO v_won FROM won;
-        ELSIF v_state.key_ring = 1 THEN
-            WITH won AS (
-                INSERT INTO idem_1 SELECT p_keys[s.n], p_fingerprints[s.n], v_segment, s.n,
-                                          p_schema_versions[s.n]
-                  FROM unnest(statuses) WITH ORDINALITY AS s (status, n)
-                 WHERE s.status = 0 AND p_keys[s.n] IS NOT NULL ORDER BY p_keys[s.n]
-                ON CONFLICT DO NOTHING RETURNING key_hash)
-            SELECT array_agg(key_hash) INTO v_won FROM won;
+        IF v_key_ring = 0 THEN
+            INSERT INTO idem_0 SELECT p_keys[s.n], p_fingerprints[s.n], v_segment, s.n,
+                                      p_schema_versions[s.n]
+              FROM unnest(statuses) WITH ORDINALITY AS s (status, n)
+             WHERE s.status = 0 AND p_keys[s.n] IS NOT NULL ORDER BY p_keys[s.n]
+            ON CONFLICT DO NOTHING;
+        ELSIF v_key_ring = 1 THEN
+            INSERT INTO idem_1 SELECT p_keys[s.n], p_fingerprints[s.n], v_segment, s.n,
+                                      p_schema_versions[s.n]
+              FROM unnest(statuses) WITH ORDINALITY AS s (status, n)
+             WHERE s.status = 0 AND p_keys[s.n] IS NOT NULL ORDER BY p_keys[s.n]
+            ON CONFLICT DO NOTHING;
         ELSE
-            WITH won AS (
-                INSERT INTO idem_2 SELECT p_keys[s.n], p_fingerprints[s.n], v_segment, s.n,
-                                          p_schema_versions[s.n]
-                  FROM unnest(statuses) WITH ORDINALITY AS s (status, n)
-                 WHERE s.status = 0 AND p_keys[s.n] IS NOT NULL ORDER BY p_keys[s.n]
-                ON CONFLICT DO NOTHING RETURNING key_hash)
-            SELECT array_agg(key_hash) INTO v_won FROM won;
+            INSERT INTO idem_2 SELECT p_keys[s.n], p_fingerprints[s.n], v_segment, s.n,
+                                      p_schema_versions[s.n]
+              FROM unnest(statuses) WITH ORDINALITY AS s (status, n)
+             WHERE s.status = 0 AND p_keys[s.n] IS NOT NULL ORDER BY p_keys[s.n]
+            ON CONFLICT DO NOTHING;
         END IF;
-        SELECT array_agg(CASE WHEN s.status = 0 AND p_keys[s.n] IS NOT NULL
-                               AND NOT p_keys[s.n] = ANY (coalesce(v_won, '{}'))
-                         THEN 1 ELSE s.status END::smallint ORDER BY s.n)
-          INTO statuses FROM unnest(statuses) WITH ORDINALITY AS s (status, n);
+        GET DIAGNOSTICS v_won = ROW_COUNT;
+        -- Fewer: some were refused before, or lost their key to who committed meanwhile.
+        IF v_won < v_key_count THEN
+            SELECT array_agg(CASE WHEN s.status = 0 AND p_keys[s.n] IS NOT NULL
+                                   AND (SELECT i.segment_id FROM idem i
+                                         WHERE i.key_hash = p_keys[s.n] LIMIT 1)
+                                       IS DISTINCT FROM v_segment
+                             THEN 1 ELSE s.status END::smallint ORDER BY s.n)
+              INTO statuses FROM unnest(statuses) WITH ORDINALITY AS s (status, n);
+        END IF;
     END IF;
 
     -- failpoint: append_group.after_keys
@@ -152,18 +157,18 @@ BEGIN
         IF v_intents = 0 THEN
             RAISE EXCEPTION 'the write intent of the payload is gone' USING ERRCODE = 'LB001';
         END IF;
-    ELSIF v_state.segment_ring = 0 THEN
+    ELSIF v_segment_ring = 0 THEN
         INSERT INTO bus_segment_0 VALUES (v_segment, p_payload);
-    ELSIF v_state.segment_ring = 1 THEN
+    ELSIF v_segment_ring = 1 THEN
         INSERT INTO bus_segment_1 VALUES (v_segment, p_payload);
-    ELSIF v_state.segment_ring = 2 THEN
+    ELSIF v_segment_ring = 2 THEN
         INSERT INTO bus_segment_2 VALUES (v_segment, p_payload);
     ELSE
         INSERT INTO bus_segment_3 VALUES (v_segment, p_payload);
     END IF;
 
     -- failpoint: append_group.after_segment
-    SELECT l.history_serial INTO history_serial FROM lake l;
+    history_serial := v_serial;
     UPDATE bus_shard b
        SET next_append = b.next_append + v_count, appended_bytes = b.appended_bytes + v_group_bytes
      WHERE b.shard = p_shard RETURNING b.next_append - v_count INTO lo;
@@ -171,18 +176,28 @@ BEGIN
     accepted_at := clock_timestamp();
     expires_at := accepted_at + p_window;
 
-    INSERT INTO bus_log
-    SELECT p_shard, append_group.lo, append_group.lo + v_count, v_segment, v_state.segment_ring,
-           v_state.key_ring, p_payload_key, append_group.history_serial, append_group.accepted_at,
-           append_group.expires_at,
-           array_agg(s.n::smallint ORDER BY s.n), array_agg(p_entry_indexes[s.n] ORDER BY s.n),
-           array_agg(p_entry_bytes[s.n] ORDER BY s.n), array_agg(p_principals[s.n] ORDER BY s.n),
-           array_agg(p_targets[s.n] ORDER BY s.n), array_agg(p_row_counts[s.n] ORDER BY s.n),
-           array_agg(p_reject_counts[s.n] ORDER BY s.n),
-           (SELECT coalesce(array_agg(DISTINCT r.table_id), '{}')
-              FROM unnest(p_ref_entries, p_ref_tables) AS r (entry, table_id)
-             WHERE statuses[r.entry] = 0)
-      FROM unnest(statuses) WITH ORDINALITY AS s (status, n) WHERE s.status = 0;
+    IF 0 = ALL (statuses) THEN  -- nearly always: the arrays go in as they came
+        INSERT INTO bus_log VALUES (
+            p_shard, append_group.lo, append_group.lo + v_count, v_segment, v_segment_ring,
+            v_key_ring, p_payload_key, v_serial, append_group.accepted_at, append_group.expires_at,
+            ARRAY(SELECT generate_series(1, v_count)::smallint), p_entry_indexes, p_entry_bytes,
+            p_principals, p_targets, p_row_counts, p_reject_counts,
+            ARRAY(SELECT DISTINCT unnest(p_ref_tables) ORDER BY 1));
+    ELSE
+        INSERT INTO bus_log
+        SELECT p_shard, append_group.lo, append_group.lo + v_count, v_segment, v_segment_ring,
+               v_key_ring, p_payload_key, v_serial, append_group.accepted_at,
+               append_group.expires_at, array_agg(s.n::smallint ORDER BY s.n),
+               array_agg(p_entry_indexes[s.n] ORDER BY s.n),
+               array_agg(p_entry_bytes[s.n] ORDER BY s.n),
+               array_agg(p_principals[s.n] ORDER BY s.n),
+               array_agg(p_targets[s.n] ORDER BY s.n), array_agg(p_row_counts[s.n] ORDER BY s.n),
+               array_agg(p_reject_counts[s.n] ORDER BY s.n),
+               (SELECT coalesce(array_agg(DISTINCT r.table_id), '{}')
+                  FROM unnest(p_ref_entries, p_ref_tables) AS r (entry, table_id)
+                 WHERE statuses[r.entry] = 0)
+          FROM unnest(statuses) WITH ORDINALITY AS s (status, n) WHERE s.status = 0;
+    END IF;
 
     -- failpoint: append_group.after_log
     IF cardinality(p_reject_entries) > 0 THEN

@@ -192,7 +192,9 @@ DECLARE
     v_bytes bigint := 0;
 BEGIN
     FOR v_log IN SELECT l.lo, l.hi, l.entry_bytes FROM bus_log l
-                  WHERE l.shard = p_shard AND l.hi > p_lo AND l.lo >= p_lo - 32767
+                  WHERE l.shard = p_shard AND l.hi > p_lo AND l.lo >= coalesce((
+                        SELECT f.lo FROM bus_log f WHERE f.shard = p_shard AND f.lo <= p_lo
+                         ORDER BY f.lo DESC LIMIT 1), p_lo)
                   ORDER BY l.lo LOOP
         EXIT WHEN v_log.lo > v_hi;
         FOR v_place IN greatest(p_lo - v_log.lo, 0) + 1 .. v_log.hi - v_log.lo LOOP

@@ -10,6 +10,9 @@
 --   its worker showed that it could do other work under that lease (canary, or a published range).
 -- * Fresh entries are those of committed bus_log rows from next_claim on. Positions are dense, so
 --   nothing can appear below next_claim later, and no foreign transaction can hide a row (B3).
+-- What it costs does not depend on what is already published: groups of the log are disjoint and in
+-- order, so the one that holds a position is the last to begin at it or before, one step in the
+-- index.
 CREATE OR REPLACE FUNCTION claim_range(
     p_owner uuid,
     p_shards integer[],
@@ -29,6 +32,7 @@ DECLARE
     v_lease bus_lease;
     v_shard integer;
     v_next bigint;
+    v_group bigint;
     v_log record;
     v_bytes bigint := 0;
     v_count integer := 0;
@@ -73,11 +77,14 @@ BEGIN
               JOIN bus_shard s USING (shard)
              WHERE c.shard = v_shard AND s.next_append > c.next_claim FOR UPDATE OF c SKIP LOCKED;
             CONTINUE WHEN NOT FOUND;
+            SELECT l.lo INTO v_group FROM bus_log l WHERE l.shard = v_shard AND l.lo <= v_next
+             ORDER BY l.lo DESC LIMIT 1;
             v_lease.lo := v_next;
             v_lease.hi := v_next;
             <<ranges>>
             FOR v_log IN SELECT l.lo, l.hi, l.entry_bytes FROM bus_log l
-                          WHERE l.shard = v_shard AND l.hi > v_next AND l.lo >= v_next - 32767
+                          WHERE l.shard = v_shard AND l.hi > v_next AND
+                                l.lo >= coalesce(v_group, v_next)
                           ORDER BY l.lo LIMIT p_entries_max + 1 LOOP
                 -- Positions are dense; a hole would mean damage, and nothing is claimed over it.
                 EXIT ranges WHEN v_log.lo > v_lease.hi;
@@ -117,7 +124,10 @@ BEGIN
         SELECT gen_random_uuid(), 'data', p_owner, clock_timestamp() + p_intent_ttl, t.table_id
           FROM (SELECT DISTINCT unnest(l.table_ids) AS table_id FROM bus_log l
                  WHERE l.shard = claim_range.shard AND l.hi > claim_range.lo
-                   AND l.lo < claim_range.hi AND l.lo >= claim_range.lo - 32767) t
+                   AND l.lo < claim_range.hi AND l.lo >= coalesce((
+                       SELECT f.lo FROM bus_log f
+                        WHERE f.shard = claim_range.shard AND f.lo <= claim_range.lo
+                        ORDER BY f.lo DESC LIMIT 1), claim_range.lo)) t
         RETURNING write_intent.file_id, write_intent.table_id)
     SELECT coalesce(array_agg(m.file_id ORDER BY m.table_id), '{}'),
            coalesce(array_agg(m.table_id ORDER BY m.table_id), '{}')

@@ -9,8 +9,8 @@ RETURNS TABLE (
            l.row_counts[p.place], l.reject_counts[p.place], l.targets[p.place], l.accepted_at,
            l.expires_at, l.history_serial
       FROM unnest(p_keys) AS k (key_hash)
-      JOIN idem i ON i.key_hash = k.key_hash
-      JOIN bus_log l ON l.segment_id = i.segment_id
+     CROSS JOIN LATERAL (SELECT * FROM idem WHERE idem.key_hash = k.key_hash LIMIT 1) i
+     CROSS JOIN LATERAL (SELECT * FROM bus_log g WHERE g.segment_id = i.segment_id LIMIT 1) l
      CROSS JOIN LATERAL (SELECT array_position(l.ordinals, i.ordinal) AS place) p
      WHERE p.place IS NOT NULL
 $$;

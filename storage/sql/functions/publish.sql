@@ -14,6 +14,7 @@
 -- * The time is after every earlier one and after every time already closed (C4).
 -- * The whole call is one server-side batch: no paused client holds the head row (B11).
 -- * A publication that already happened is answered from its record (C5).
+-- What it costs does not depend on how much was published before: every row is found by its key.
 CREATE OR REPLACE FUNCTION publish(
     p_publication_id uuid,
     p_commits jsonb,
@@ -129,23 +130,21 @@ BEGIN
     -- failpoint: publish.after_ranges
     INSERT INTO bus_quarantine (kind, history_serial, shard, position, principal_id, target,
                                 table_ids, rows, reason, attempts, by_crash, created_at, payload)
-    SELECT 'entry', l.history_serial, l.shard, q.position, l.principals[q.place],
-           l.targets[q.place], l.table_ids, l.row_counts[q.place], q.reason, q.attempts,
+    SELECT 'entry', l.history_serial, l.shard, q.position, l.principals[p.place],
+           l.targets[p.place], l.table_ids, l.row_counts[p.place], q.reason, q.attempts,
            q.by_crash, publish.published_at, p_quarantine_payloads[q.payload]
       FROM (SELECT (c ->> 'shard')::integer AS shard, (e ->> 'position')::bigint AS position,
                    e ->> 'reason' AS reason, (e ->> 'attempts')::integer AS attempts,
-                   (e ->> 'by_crash')::boolean AS by_crash, (e ->> 'payload')::integer AS payload,
-                   l.lo, ((e ->> 'position')::bigint - l.lo + 1)::integer AS place
+                   (e ->> 'by_crash')::boolean AS by_crash, (e ->> 'payload')::integer AS payload
               FROM unnest(v_accepted) c
-             CROSS JOIN LATERAL jsonb_array_elements(c -> 'quarantined') e
-              JOIN bus_log l ON l.shard = (c ->> 'shard')::integer
-               AND l.lo <= (e ->> 'position')::bigint AND l.hi > (e ->> 'position')::bigint
-               AND l.lo >= (e ->> 'position')::bigint - 32767) q
-      JOIN bus_log l ON l.shard = q.shard AND l.lo = q.lo;
+             CROSS JOIN LATERAL jsonb_array_elements(c -> 'quarantined') e) q
+     CROSS JOIN LATERAL (SELECT g.* FROM bus_log g WHERE g.shard = q.shard AND g.lo <= q.position
+                          ORDER BY g.lo DESC LIMIT 1) l
+     CROSS JOIN LATERAL (SELECT (q.position - l.lo + 1)::integer AS place) p
+     WHERE l.hi > q.position;
 
     -- failpoint: publish.after_quarantine
-    DELETE FROM bus_lease b USING unnest(v_accepted) c
-     WHERE b.lease_id = (c ->> 'lease_id')::bigint;
+    DELETE FROM bus_lease b WHERE b.lease_id = ANY (v_leases::bigint[]);
 
     -- failpoint: publish.after_leases
     FOR v_shard, v_count IN

@@ -135,13 +135,21 @@ END $$;
 
 -- trim_log: removes old log rows in small batches: terminal, older than a window, and accepted
 -- before the oldest key generation that still holds keys began, so that no key points at them.
+-- Times grow with positions within a shard, so a shard whose first row is young is left alone after
+-- that row, and one that is not after as many as may go: not after all that it holds.
 -- Answers how many rows went and which payload objects can be deleted. These are noted as
 -- `deleting` in the same transaction: what a crash leaves is deleted by the next collection.
 CREATE OR REPLACE FUNCTION trim_log(
     p_window interval, p_limit integer, OUT rows_deleted integer, OUT payload_keys text[]
 ) LANGUAGE sql AS $$
-    WITH old AS (
-        SELECT l.shard, l.lo FROM bus_log l, lake h
+    WITH due AS MATERIALIZED (
+        SELECT s.shard FROM bus_shard s
+         WHERE (SELECT f.accepted_at FROM bus_log f WHERE f.shard = s.shard
+                 ORDER BY f.lo LIMIT 1) < clock_timestamp() - p_window),
+    old AS (
+        SELECT l.shard, l.lo FROM lake h, due d CROSS JOIN LATERAL (
+                   SELECT b.shard, b.lo, b.hi, b.accepted_at FROM bus_log b
+                    WHERE b.shard = d.shard ORDER BY b.lo LIMIT p_limit) l
          WHERE l.hi <= h.watermark[l.shard + 1]
            AND l.accepted_at < clock_timestamp() - p_window
            AND l.accepted_at < (SELECT min(r.began_at) FROM bus_ring r WHERE r.kind = 'key')

@@ -15,16 +15,16 @@ MUTANTS = (
         Edit(
             _APPEND,
             """\
-                INSERT INTO idem_0 SELECT p_keys[s.n], p_fingerprints[s.n], v_segment, s.n,
-                                          p_schema_versions[s.n]
-                  FROM unnest(statuses) WITH ORDINALITY AS s (status, n)
-                 WHERE s.status = 0 AND p_keys[s.n] IS NOT NULL ORDER BY p_keys[s.n]
+            INSERT INTO idem_0 SELECT p_keys[s.n], p_fingerprints[s.n], v_segment, s.n,
+                                      p_schema_versions[s.n]
+              FROM unnest(statuses) WITH ORDINALITY AS s (status, n)
+             WHERE s.status = 0 AND p_keys[s.n] IS NOT NULL ORDER BY p_keys[s.n]
 """,
             """\
-                INSERT INTO idem_0 SELECT p_keys[s.n], p_fingerprints[s.n], v_segment, s.n,
-                                          p_schema_versions[s.n]
-                  FROM unnest(statuses) WITH ORDINALITY AS s (status, n)
-                 WHERE s.status = 0 AND p_keys[s.n] IS NOT NULL
+            INSERT INTO idem_0 SELECT p_keys[s.n], p_fingerprints[s.n], v_segment, s.n,
+                                      p_schema_versions[s.n]
+              FROM unnest(statuses) WITH ORDINALITY AS s (status, n)
+             WHERE s.status = 0 AND p_keys[s.n] IS NOT NULL
 """,
         ),
         killers=integration(_LOCKS, "test_A5_groups_that_wait_for_each_others_keys_never_deadlock"),
@@ -85,8 +85,8 @@ MUTANTS = (
         "Who loses a key to another transaction is taken for its winner.",
         Edit(
             _APPEND,
-            "AND NOT p_keys[s.n] = ANY (coalesce(v_won, '{}'))",
-            "AND false",
+            "        IF v_won < v_key_count THEN\n",
+            "        IF false THEN\n",
         ),
         killers=integration(_LOCKS, "test_A5_groups_that_wait_for_each_others_keys_never_deadlock"),
     ),

@@ -228,8 +228,8 @@ MUTANTS = (
         "A published range stays leased and is claimed again.",
         Edit(
             _PUBLISH,
-            "     WHERE b.lease_id = (c ->> 'lease_id')::bigint;",
-            "     WHERE b.lease_id = -(c ->> 'lease_id')::bigint;",
+            "WHERE b.lease_id = ANY (v_leases::bigint[]);",
+            "WHERE -b.lease_id = ANY (v_leases::bigint[]);",
         ),
         killers=on_postgres("test_C1_snapshot_files_ack_and_watermark_become_visible_together"),
     ),
