@@ -17,7 +17,12 @@ from urllib.parse import parse_qsl
 import msgspec
 
 from lakebus.clock import format_time, new_uuid, parse_time
-from lakebus.errors import MalformedIdempotencyKey, MalformedRequest, UnsupportedMediaType
+from lakebus.errors import (
+    LakebusError,
+    MalformedIdempotencyKey,
+    MalformedRequest,
+    UnsupportedMediaType,
+)
 from storage.ingesting.grants import Principal
 
 Scope = MutableMapping[str, Any]
@@ -29,8 +34,8 @@ Header = tuple[bytes, bytes]
 TIMEOUT_MS_DEFAULT = 30_000
 TIMEOUT_MS_MAX = 100_000
 _PARAMETERS_MAX = 64
-#: A longer query string is no client's standing phrase.
-_QUERY_KNOWN_BYTES = 128
+#: A longer query string or media type is no client's standing phrase.
+_KNOWN_BYTES = 128
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _INTEGER = re.compile(r"-?[0-9]{1,19}")
 _IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
@@ -54,7 +59,7 @@ class Call:
     """One request. `principal` is set by authentication, `path_values` and `route` (its template)
     by routing, `started` and `status` once the first byte of an answer was sent. `echoed`: who runs
     this application puts the id that the request carries into the answer. `direct`: it came through
-    the direct door."""
+    the direct door. `refusal`: what it gets unless it is a replay."""
 
     scope: Scope
     receive: Receive
@@ -68,10 +73,17 @@ class Call:
     route: str = "none"
     echoed: bool = False
     direct: bool = False
+    refusal: LakebusError | None = None
+    #: Of a header that came more than once, the last; `_repeats`: some did.
+    _named: dict[bytes, bytes] = field(init=False, repr=False)
+    _repeats: bool = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        given = next((v for n, v in self.scope["headers"] if n == b"x-request-id"), b"")
-        text = given.decode("latin-1")
+        headers = self.scope["headers"]
+        self._named = dict(headers)
+        self._repeats = len(self._named) < len(headers)
+        given = self._values(b"x-request-id")
+        text = given[0].decode("latin-1") if given else ""
         if _REQUEST_ID.fullmatch(text):
             self.request_id = text
         else:
@@ -90,25 +102,30 @@ class Call:
     def header(self, name: bytes) -> str | None:
         """The value of a header that may come once. `name` in lower case. MalformedRequest."""
 
-        found: bytes | None = None
-        for known, value in self.scope["headers"]:
-            if known == name:
-                if found is not None:
-                    raise MalformedRequest(f"the header {name.decode()} may be sent only once")
-                found = value
-        return None if found is None else found.decode("latin-1").strip()
+        found = self._values(name)
+        if not found:
+            return None
+        if len(found) > 1:
+            raise MalformedRequest(f"the header {name.decode()} may be sent only once")
+        return found[0].decode("latin-1").strip()
 
     def joined_header(self, name: bytes) -> str | None:
         """The value of a list header, joined as RFC 9110 section 5.3 says."""
 
-        values = [
-            v.decode("latin-1").strip() for known, v in self.scope["headers"] if known == name
-        ]
-        return ", ".join(values) if values else None
+        found = self._values(name)
+        return ", ".join(value.decode("latin-1").strip() for value in found) if found else None
 
     @property
     def keyed(self) -> bool:
-        return any(name == b"idempotency-key" for name, _ in self.scope["headers"])
+        return b"idempotency-key" in self._named
+
+    def _values(self, name: bytes) -> Sequence[bytes]:
+        value = self._named.get(name)
+        if value is None:
+            return ()
+        if not self._repeats:
+            return (value,)
+        return [one for known, one in self.scope["headers"] if known == name]
 
     def idempotency_key(self) -> str | None:
         """Raises MalformedIdempotencyKey."""
@@ -131,7 +148,7 @@ class Call:
         query: bytes = self.scope.get("query_string", b"")
         values: dict[str, list[str]] = {}
         if query:
-            small = len(query) <= _QUERY_KNOWN_BYTES
+            small = len(query) <= _KNOWN_BYTES
             for name, value in (_known_query if small else _parse_query)(query):
                 values.setdefault(name, []).append(value)
         names = tuple(allowed)
@@ -251,6 +268,11 @@ def media_type_of(call: Call, supported: Sequence[str]) -> str:
     """The request's media type without parameters, in lower case. Raises UnsupportedMediaType."""
 
     text = call.header(b"content-type") or ""
+    small = len(text) <= _KNOWN_BYTES
+    return (_known_media_type if small else _read_media_type)(text, tuple(supported))
+
+
+def _read_media_type(text: str, supported: Sequence[str]) -> str:
     kind, _, rest = text.partition(";")
     kind = kind.strip().lower()
     if kind not in supported:
@@ -267,6 +289,10 @@ def media_type_of(call: Call, supported: Sequence[str]) -> str:
             supported=list(supported),
         )
     return kind
+
+
+#: What is refused is not kept.
+_known_media_type = functools.lru_cache(maxsize=512)(_read_media_type)
 
 
 def time_of(text: str, name: str) -> Any:

@@ -31,6 +31,7 @@ from lakebus.errors import ConfigurationError, LakebusError, Unavailable
 from lakebus.settings_table import HttpSettings
 from lakebus.telemetry import Metrics
 from serve_app.app import create_api_app, create_query_app
+from serve_app.collector import calm_collector
 from serve_app.dependencies import Dependencies
 from serve_app.handle_calls import answer_call
 from serve_app.progress import ProgressLimits, StandsStill, assert_progress
@@ -121,6 +122,7 @@ class _Replica:
         try:
             async with load_factory(self._factory)(self._settings_path, metrics=metrics) as opened:
                 yield self._adapted(opened)
+                calm_collector()
         finally:
             flushing.cancel()
             await asyncio.wait((flushing,))

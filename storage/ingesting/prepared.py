@@ -16,6 +16,7 @@ from storage.ingesting.reject_identity import with_rejected
 from storage.ingesting.requests import IngestRequest
 from storage.rows.decode import JSON, decode_rows
 from storage.rows.decode_json import arrow_schema
+from storage.rows.decode_together import IdentifiedRows
 from storage.rows.decoded import OnInvalid
 from storage.rows.fingerprint import fingerprint
 from storage.rows.segment import EntryPart
@@ -57,6 +58,17 @@ def prepare_one(
 
     rows = decode_rows(schema, media_type, body, on_invalid=on_invalid, rows_max=rows_max)
     return prepare_decoded([TableRows(schema, rows)], several=False)
+
+
+def prepare_identified(schema: TableSchema, rows: IdentifiedRows) -> PreparedRows:
+    """Rows for one table that were decoded with those of others."""
+
+    return PreparedRows(
+        parts=(EntryPart(schema.table_id, schema.version, rows.batch, rows.size_bytes),),
+        rejects=(),
+        fingerprint=rows.fingerprint,
+        schema_versions={schema.table_id: schema.version},
+    )
 
 
 def prepare_several(

@@ -47,9 +47,15 @@ from storage.bus.interface import Accepted, AppendOutcome, IngestBus, KeyRecord,
 from storage.catalog.interface import Catalog, TableState
 from storage.ingesting.grants import KeyStore, Principal
 from storage.ingesting.new_tables import TableBody, TableRows
-from storage.ingesting.prepared import PreparedRows, decode_tables, prepare_decoded
+from storage.ingesting.prepared import (
+    PreparedRows,
+    decode_tables,
+    prepare_decoded,
+    prepare_identified,
+)
 from storage.ingesting.requests import IngestAnswer, IngestRequest, IngestSettings
 from storage.ingesting.table_cache import TableCache
+from storage.ingesting.together import GroupDecoder
 from storage.reading.barrier import Barrier
 from storage.rows.decode import JSON, split_tables
 from storage.rows.decoded import OnInvalid
@@ -87,6 +93,7 @@ class IngestService:
         self._barrier = barrier
         self._tables = tables
         self._settings = settings or IngestSettings()
+        self._group = GroupDecoder(rows_max=self._settings.rows_max)
 
     async def ingest(self, request: IngestRequest) -> IngestAnswer:
         """Makes the rows durable, and waits for them when asked.
@@ -199,13 +206,15 @@ class IngestService:
 
     async def _append(self, request: IngestRequest) -> tuple[PreparedRows, Accepted | KeyTaken]:
         fresh = False
+        prepared = await self._prepare_together(request)
         for _ in range(self._settings.schema_tries):
-            async with self._in_time(request, "decode"):
-                prepared = await self._prepare(request, fresh=fresh)
+            if prepared is None:
+                async with self._in_time(request, "decode"):
+                    prepared = await self._prepare(request, fresh=fresh)
             outcome = await self._append_in_time(request, prepared)
             if isinstance(outcome, (Accepted, KeyTaken)):
                 return prepared, outcome
-            fresh = True
+            fresh, prepared = True, None
         raise Unavailable(
             "the table changed again and again while the rows were checked; nothing was stored, "
             "send them again",
@@ -250,6 +259,29 @@ class IngestService:
         # Rows that do not fit what is remembered may fit what the table is now.
         again = await self._states(request, bodies, fresh=True)
         return await self._numbered(request, self._decode(request, _schemas(again), bodies))
+
+    async def _prepare_together(self, request: IngestRequest) -> PreparedRows | None:
+        """The usual way, which mostly waits for one turn of the loop alone, so without a timer.
+        None when the rows have to be looked at by themselves: `_prepare` does, and says why."""
+
+        table = request.table
+        if table is None or request.create or not request.principal.allows("ingest", table):
+            return None
+        state = self._tables.remembered(table)
+        if state is None and self._tables.knew(table):
+            async with self._in_time(request, "decode"):
+                state = await self._tables.state(table)
+        if state is None or not state.open:
+            return None
+        schema = state.schema
+        rows = await self._group.decode(
+            schema,
+            request.media_type,
+            request.body,
+            principal_id=request.principal.principal_id,
+            at_once=not self._appending_since_s,
+        )
+        return None if rows is None else prepare_identified(schema, rows)
 
     def _decode(
         self,

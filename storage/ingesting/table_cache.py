@@ -36,9 +36,9 @@ class TableCache:
     async def state(self, name: str) -> TableState | None:
         """The table as known here, at most `age_s` old. Raises Unavailable."""
 
-        kept = self._kept.get(name)
-        if kept is not None and kept.until_s > self._clock.monotonic_s():
-            return kept.state
+        known = self.remembered(name)
+        if known is not None:
+            return known
         # Many requests for one table find the entry old at the same moment: one of them asks.
         task = self._asking.get(name)
         if task is None:
@@ -46,6 +46,17 @@ class TableCache:
             self._asking[name] = task
             task.add_done_callback(lambda done: self._asked(name, done))
         return await asyncio.shield(task)
+
+    def remembered(self, name: str) -> TableState | None:
+        """The table as known here, at most `age_s` old; None when that has to be asked."""
+
+        kept = self._kept.get(name)
+        return kept.state if kept is not None and kept.until_s > self._clock.monotonic_s() else None
+
+    def knew(self, name: str) -> bool:
+        """True when the table was there a while ago."""
+
+        return name in self._kept
 
     async def fresh_state(self, name: str) -> TableState | None:
         """The table as the catalog knows it after this call began. Raises Unavailable."""

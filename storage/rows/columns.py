@@ -162,12 +162,10 @@ def _decimals(kind: ColumnType, raws: Sequence[Any]) -> pa.Array:
         joined = b",".join(raws)
     except TypeError:
         joined = b",".join([b"null" if raw is None else raw for raw in raws])
-    if joined.translate(None, _PLAIN_NUMBER) == b"," * (len(raws) - 1):
-        texts: list[Any] = joined.decode("ascii").split(",")
-    else:
-        plain = _unusual_decimals(joined, len(raws)).decode("ascii")
-        texts = [None if text == "null" else text for text in plain.split(",")]
-    array = pa.array(texts, pa.string())
+    commas = b"," * (len(raws) - 1)
+    if joined.translate(None, _PLAIN_NUMBER) != commas:
+        joined = _unusual_decimals(joined, commas)
+    array = _split_at_commas(joined)
     longest = _lengths(array).max()
     if len(array) != len(raws) or longest > _DECIMAL_TEXT_MAX:
         raise ValueError("a number is too long for the fast way")
@@ -177,19 +175,39 @@ def _decimals(kind: ColumnType, raws: Sequence[Any]) -> pa.Array:
     return pc.cast(array, kind.arrow)
 
 
-def _unusual_decimals(joined: bytes, count: int) -> bytes:
+def _unusual_decimals(joined: bytes, commas: bytes) -> bytes:
     """Decimals of which some are strings or null, as joined text without the quotes."""
 
     if b'"null"' in joined:
         raise ValueError("a string says null")
-    plain = joined.replace(b'"', b"")
-    rest = plain.replace(b"null", b"").translate(None, _PLAIN_NUMBER)
-    if rest != b"," * (count - 1):
+    plain = joined.translate(None, b'"')
+    rest = plain.translate(None, _PLAIN_NUMBER)
+    if rest != commas and plain.replace(b"null", b"").translate(None, _PLAIN_NUMBER) != commas:
         raise ValueError("not plain numbers")
     # Strings bring grammar that JSON numbers cannot have: 00.5, 1., a lone minus, nothing at all.
-    if len(msgspec.json.decode(b"[" + plain + b"]", type=list[msgspec.Raw])) != count:
+    if len(_RAW_VALUES.decode(b"[%b]" % plain)) != len(commas) + 1:
         raise ValueError("a string is not one number")
     return plain
+
+
+_RAW_VALUES = msgspec.json.Decoder(list[msgspec.Raw])
+_COMMA = ord(",")
+
+
+def _split_at_commas(joined: bytes) -> pa.Array:
+    """ASCII texts joined by commas, as an array; `null` is null."""
+
+    if b"null" in joined:
+        texts = joined.decode("ascii").split(",")
+        return pa.array([None if text == "null" else text for text in texts], pa.string())
+    commas = np.flatnonzero(np.frombuffer(joined, np.uint8) == _COMMA)
+    offsets = np.zeros(len(commas) + 2, np.int32)
+    offsets[1:-1] = commas - np.arange(len(commas))
+    data = joined.translate(None, b",")
+    offsets[-1] = len(data)
+    return pa.StringArray.from_buffers(
+        len(commas) + 1, pa.py_buffer(offsets), pa.py_buffer(data), null_count=0
+    )
 
 
 def _blobs(values: Sequence[Any]) -> pa.Array:
@@ -211,15 +229,19 @@ def _times(values: Sequence[Any]) -> pa.Array:
     return _timestamps(full).view(pa.time64("us"))
 
 
-_SECONDS_TEXT = len("2026-01-31T12:00:00")
+_SECONDS_TEXT = _SECONDS_BYTES = len("2026-01-31T12:00:00")
 #: Both colons of the time of day: `12+05:30` has one in the place of the second, but not the first.
 _COLONS = (len("2026-01-31T12"), len("2026-01-31T12:00"))
 
 
 def _timestamps(values: Sequence[Any]) -> pa.Array:
+    texts = pa.array(values, pa.string())
     # Without a zone, a text of this length that Arrow reads has its seconds.
-    _check_length(_present(values), _SECONDS_TEXT)
-    return _check_years(pc.cast(pa.array(values, pa.string()), _LOCAL))
+    if texts.null_count:
+        _check_length(_present(values), _SECONDS_TEXT)
+    elif len(texts) and _lengths(texts).min() < _SECONDS_BYTES:
+        raise ValueError("a time leaves something out")
+    return _check_years(pc.cast(texts, _LOCAL))
 
 
 def _timestamps_with_zone(values: Sequence[Any]) -> pa.Array:

@@ -57,7 +57,8 @@ class _ColumnPlan:
 
 @dataclass(frozen=True, slots=True)
 class DecodePlan:
-    """All that is derived from one schema version."""
+    """All that is derived from one schema version. `counts_keys_by_body`: False where keys are
+    inside of values, because these are counted for all rows together."""
 
     columns: tuple[Column, ...]
     kinds: tuple[ColumnType, ...]
@@ -65,6 +66,7 @@ class DecodePlan:
     plans: tuple[_ColumnPlan, ...]
     rows: msgspec.json.Decoder[Any]
     row: msgspec.json.Decoder[Any]
+    counts_keys_by_body: bool
 
 
 class PlanCache:
@@ -135,6 +137,7 @@ def make_plan(schema: TableSchema) -> DecodePlan:
         plans=tuple(plans),
         rows=msgspec.json.Decoder(list[row_type]),  # type: ignore[valid-type]
         row=msgspec.json.Decoder(row_type),
+        counts_keys_by_body=not any(kind.is_nested for kind in kinds),
     )
 
 
@@ -174,17 +177,13 @@ def decode_ndjson(
 def fast_json(plan: DecodePlan, body: bytes, *, rows_max: int) -> pa.RecordBatch:
     """The fast path alone. Raises one of `columns.REFUSALS` when the exact reader must decide."""
 
-    rows = _array_rows(plan, body)
-    slow_pass.check_row_count(len(rows), rows_max=rows_max)
-    return _fast_batch(plan, rows, body)
+    return _fast_batch(plan, rows_of_array(plan, body, rows_max=rows_max), body)
 
 
 def fast_ndjson(plan: DecodePlan, body: bytes, *, rows_max: int) -> pa.RecordBatch:
     """As `fast_json`, for one object a line."""
 
-    rows = _line_rows(plan, body)
-    slow_pass.check_row_count(len(rows), rows_max=rows_max)
-    return _fast_batch(plan, rows, body)
+    return _fast_batch(plan, rows_of_lines(plan, body, rows_max=rows_max), body)
 
 
 def exact_json(
@@ -248,31 +247,72 @@ def _split_exactly(body: bytes) -> list[tuple[str, bytes]]:
     return [(member.key, member.text.encode("utf-8")) for member in members]
 
 
-def _array_rows(plan: DecodePlan, body: bytes) -> Sequence[Any]:
+def rows_of_array(plan: DecodePlan, body: bytes, *, rows_max: int) -> Sequence[Any]:
+    """What `fast_json` makes columns of. Raises as it does."""
+
     if body.lstrip(b" \t\n\r")[:1] == b"{":
-        return [plan.row.decode(body)]
-    rows: list[Any] = plan.rows.decode(body)
+        rows: list[Any] = [plan.row.decode(body)]
+    else:
+        rows = plan.rows.decode(body)
+    slow_pass.check_row_count(len(rows), rows_max=rows_max)
     return rows
 
 
-def _line_rows(plan: DecodePlan, body: bytes) -> Sequence[Any]:
+def rows_of_lines(plan: DecodePlan, body: bytes, *, rows_max: int) -> Sequence[Any]:
+    """What `fast_ndjson` makes columns of. Raises as it does."""
+
     rows: list[Any] = plan.row.decode_lines(body)
     # Outside of strings (which cannot hold a line feed) these only stand between two rows.
     boundaries = body.count(b"}\n{") or body.count(b"}\r\n{")
     if boundaries != len(rows) - 1 or body.count(b"\n") - body.endswith(b"\n") != boundaries:
         raise ValueError("rows and lines may not be the same")
+    slow_pass.check_row_count(len(rows), rows_max=rows_max)
     return rows
 
 
 def _fast_batch(plan: DecodePlan, rows: Sequence[Any], body: bytes) -> pa.RecordBatch:
-    missing = 0
+    built = build_columns(plan, rows, (len(rows),))
+    built.check_keys(0, body)
+    return built.batch
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltRows:
+    """The rows of one body after the other as one batch, whose keys are still to be checked.
+
+    `ends[n]`: where the rows of body n end. `missing[n]`: values that it left out. `raws`: all
+    values of each column of JSON. `seen`: what is inside of nested values, of a single body only.
+    """
+
+    batch: pa.RecordBatch
+    ends: Sequence[int]
+    missing: Sequence[int]
+    raws: Sequence[Sequence[Any]]
+    seen: KeysSeen
+
+    def check_keys(self, number: int, body: bytes) -> None:
+        """Of body `number`. Raises ValueError as the function of this name does."""
+
+        start, end = self.ends[number - 1] if number else 0, self.ends[number]
+        raws = [*self.seen.raws]
+        for column in self.raws:
+            raws += column[start:end]
+        values = (end - start) * self.batch.num_columns - self.missing[number]
+        check_keys(body, values + self.seen.present, raws)
+
+
+def build_columns(plan: DecodePlan, rows: Sequence[Any], ends: Sequence[int]) -> BuiltRows:
+    """All rows as one batch. Raises one of `columns.REFUSALS` when some row does not fit, whichever
+    it is. Of several bodies only when the plan `counts_keys_by_body`."""
+
+    missing = [0] * len(ends)
     seen = KeysSeen()
-    raw_values = seen.raws
+    raws = []
     arrays = []
     for column in plan.plans:
         values = list(map(column.values_of, rows))
         if column.nested is not None:
-            missing += sum(value is _UNSET for value in values)
+            missing[0] += sum(value is _UNSET for value in values)
             arrays.append(column.nested.build(values, seen))
             continue
         try:
@@ -280,19 +320,29 @@ def _fast_batch(plan: DecodePlan, rows: Sequence[Any], body: bytes) -> pa.Record
         except column_builders.REFUSALS:
             # No builder takes UNSET, so a column that built had a value (or null) in every row.
             present = [None if value is _UNSET else value for value in values]
-            absent = sum(value is _UNSET for value in values)
-            if not absent:
+            if not _count_absent(values, ends, missing):
                 raise
-            missing += absent
             array = column.build(present)
         if column.is_raw:
             if array.null_count and not column.nullable:
                 raise ValueError("null where none may be")
             if column.kind.family is Family.JSON:
-                raw_values += values
+                raws.append(values)
         arrays.append(array)
-    check_keys(body, len(rows) * len(arrays) - missing + seen.present, raw_values)
-    return pa.RecordBatch.from_arrays(arrays, schema=plan.arrow)
+    batch = pa.RecordBatch.from_arrays(arrays, schema=plan.arrow)
+    return BuiltRows(batch, ends, missing, raws, seen)
+
+
+def _count_absent(values: Sequence[Any], ends: Sequence[int], missing: list[int]) -> int:
+    """Adds to `missing` what each body left out. Returns how many values they are."""
+
+    start = total = 0
+    for number, end in enumerate(ends):
+        absent = sum(value is _UNSET for value in values[start:end])
+        missing[number] += absent
+        total += absent
+        start = end
+    return total
 
 
 def check_keys(body: bytes, present: int, raw_values: Sequence[Any]) -> None:
@@ -303,7 +353,8 @@ def check_keys(body: bytes, present: int, raw_values: Sequence[Any]) -> None:
     data = np.frombuffer(body, np.uint8)
     before, colon = data[:-1], data[1:] == _COLON
     # Bytes up to the space are white space here: JSON strings hold no control characters.
-    spaced = bool(((before <= _SPACE) & colon).any()) and _SPACED_COLON.search(body) is not None
+    loose = int(np.count_nonzero((before <= _SPACE) & colon))
+    spaced = loose > 0 and _SPACED_COLON.search(body) is not None
     plain = not raw_values and not spaced
     if plain and np.count_nonzero((before == _QUOTE) & colon) == present:
         return

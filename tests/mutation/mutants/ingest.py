@@ -123,6 +123,39 @@ MUTANTS = (
         ),
     ),
     mutant(
+        "keys_counted_for_the_group",
+        "A10",
+        "Keys that one body leaves out make up for those that its neighbour has twice.",
+        Edit(
+            "storage/rows/decode_json.py",
+            "        missing[number] += absent\n",
+            "        missing[0] += absent\n",
+        ),
+        killers=unit("test_rows_together.py", "test_A10_keys_are_counted_body_by_body"),
+    ),
+    mutant(
+        "rows_of_a_neighbour",
+        "A9",
+        "A request that was decoded with others gets the rows of the first of them.",
+        Edit(
+            "storage/rows/decode_together.py",
+            "built.batch.slice(start, end - start)",
+            "built.batch.slice(0, end - start)",
+        ),
+        killers=unit("test_rows_together.py", "test_A10_bodies_together_get_what_they_get_alone"),
+    ),
+    mutant(
+        "identity_of_a_run_knows_its_neighbours",
+        "A4",
+        "Nulls of a neighbour enter the identity of a payload that was decoded with it.",
+        Edit(
+            _FINGERPRINT,
+            "            if count < end - start:\n                validity",
+            "            if True:\n                validity",
+        ),
+        killers=unit("test_rows_together.py", "test_A4_identities_of_runs_are_those_of_their_rows"),
+    ),
+    mutant(
         "refusal_before_the_key",
         "A3",
         "A refusal is uttered without looking the key up.",
