@@ -14,7 +14,8 @@ How a range ends, and why nothing is condemned for our faults (B7, B8):
   thread that spins in native code cannot be stopped in any other way.
 
 Ranges overlap: while one is being published the next is claimed and written. One claim follows the
-last at once unless there is load; then a linger lets ranges grow, so that a flood makes few files.
+last at once unless there is load; then a linger lets ranges grow, the longer the more a round of
+claims costs, and a round is published as one, so that a flood makes few files and few snapshots.
 Only a range that has failed before goes alone: whatever ends the process with it must not be held
 against another one, which could then be set aside although nothing is wrong with it (B8).
 """
@@ -34,8 +35,10 @@ from actors.loop import LoopStatus, OnFatal, RoleLoop, Turn
 from actors.pacing import Backoff, ClaimPace, Linger
 from actors.publisher import Publisher, Submitted
 from actors.range_files import reason_of
+from actors.rounds import Round
 from actors.settings import RoleSettings
 from actors.staging import EncoderUnsound, Staged, Stager
+from actors.wake import Wake
 from lakebus.clock import SYSTEM_CHANCE, Chance, Clock
 from lakebus.errors import LeaseLost, OutcomeUnknown, RetryLater
 from lakebus.telemetry import Metrics, Tracing
@@ -48,6 +51,8 @@ _LOG = logging.getLogger(__name__)
 #: Waiting after a refused quarantine: somebody has to look, and the alarm is already out.
 _QUARANTINE_STOPPED_DELAY_S = 5.0
 _NACK_DELAY_S, _NACK_DELAY_TTLS_MAX = 0.1, 1 / 8
+#: So long, or for a pause, a range that is written waits for the others of its round.
+_GATHERING_S = 0.1
 
 
 class RangeEnd(StrEnum):
@@ -105,13 +110,18 @@ class CommitCoordinator:
         self._keeper = LeaseKeeper(leases=leases, settings=settings, clock=clock)
         self._tasks: set[asyncio.Task[RangeReport]] = set()
         self._asking: asyncio.Task[Claim | None] | None = None
+        self._writing: set[int] = set()
+        self._freed = Wake()
         self._alone = False
         self._unsound = 0
         self._linger = Linger(
             linger_s=settings.linger_ms / 1e3,
             entries_min=settings.linger_entries_min,
             clock=clock,
+            load_s_max=settings.linger_ms_load / 1e3,
         )
+        self._round = Round()
+        self._round.close()
         self._pace = ClaimPace(
             shards=bus.shards,
             linger=self._linger,
@@ -148,6 +158,7 @@ class CommitCoordinator:
         """Claims nothing new, ends what is under way if that is quick, and gives back the rest."""
 
         await self._claims.stop()
+        self._round.close()
         if self._brakes is not None:
             await self._brakes.stop()
         await self._give_back_unseen()
@@ -171,25 +182,58 @@ class CommitCoordinator:
         return None if claimed is None else await self._carry(*claimed)
 
     async def _turn(self) -> float:
-        if len(self._tasks) >= (1 if self._alone else self._settings.ranges_in_flight):
-            await asyncio.wait(
-                self._tasks, return_when=asyncio.FIRST_COMPLETED, timeout=self._poll_s
-            )
+        if self._is_full():
+            await self._freed.wait(self._poll_s)
             return 0.0
         delay_s = max(self._pace.delay_s(), self._backoff.delay_s())
         if delay_s > 0:
             await self._clock.sleep_s(delay_s)
         claimed = await self._claim()
         if claimed is None:
+            self._round.close()
             return self._poll_s
         self._alone = claimed[0].attempt > 0
         if self._alone and self._tasks:
             await self._postpone(claimed[0])
             return 0.0
-        task = asyncio.get_running_loop().create_task(self._carry(*claimed), name="range")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._begin(*claimed)
         return 0.0
+
+    def _is_full(self) -> bool:
+        """Ranges that wait to be published hold no rows any more, so they count apart."""
+
+        if self._alone:
+            return bool(self._tasks)
+        most = self._settings.ranges_in_flight
+        return len(self._writing) >= most or len(self._tasks) >= most + self._bus.shards
+
+    def _begin(self, claim: Claim, asked_at_s: float) -> None:
+        """Works on a claimed range in a task of its own, as one of the round."""
+
+        if self._round.closed:
+            self._round = Round()
+        joined, lease_id = self._round, claim.lease.lease_id
+        joined.join(lease_id)
+        joined.loaded = joined.loaded or self._linger.loaded()
+        self._writing.add(lease_id)
+        if self._alone or self._pace.over:
+            joined.close()
+        work = self._carry(claim, asked_at_s, joined)
+        task = asyncio.get_running_loop().create_task(work, name="range")
+        self._tasks.add(task)
+
+        def ended(task: asyncio.Task[RangeReport]) -> None:
+            self._tasks.discard(task)
+            self._written(lease_id, joined)
+
+        task.add_done_callback(ended)
+
+    def _written(self, lease_id: int, joined: Round) -> None:
+        """The range is written, or has ended; once more changes nothing."""
+
+        self._writing.discard(lease_id)
+        self._freed.set()
+        joined.leave(lease_id)
 
     async def _give_back_unseen(self) -> None:
         """Ends the claim that was under way when the loop was stopped, and gives its range back."""
@@ -233,14 +277,16 @@ class CommitCoordinator:
         self._pace.claimed(claim.lease.shard, claim.lease.hi - claim.lease.lo)
         return claim, asked_at_s
 
-    async def _carry(self, claim: Claim, asked_at_s: float) -> RangeReport:
+    async def _carry(
+        self, claim: Claim, asked_at_s: float, joined: Round | None = None
+    ) -> RangeReport:
         """Works on a claimed range until it has ended, in whatever way."""
 
         lease = claim.lease
         spent_s = self._clock.monotonic_s() - asked_at_s
         try:
             async with asyncio.timeout(self._settings.hold_s(claim.ttl_s) - spent_s):
-                report = await self._work(claim)
+                report = await self._work(claim, joined)
         except asyncio.CancelledError:
             await self._give_back(claim, RangeEnd.RELEASED, "the coordinator was stopped")
             raise
@@ -264,20 +310,26 @@ class CommitCoordinator:
         self._count(report)
         return report
 
-    async def _work(self, claim: Claim) -> RangeReport:
+    async def _work(self, claim: Claim, joined: Round | None) -> RangeReport:
         lease = claim.lease
         attributes = {"lakebus.shard": lease.shard, "lakebus.lo": lease.lo, "lakebus.hi": lease.hi}
         with self._tracing.span("lakebus.range", attributes=attributes) as span:
+            # Before the canary: bytes that the store does not give are no fault of the entry (B8).
+            segments = await self._bus.read(claim)
+            # failpoint: coordinator.after_read
             if lease.hi - lease.lo == 1 and claim.attempt > 0 and not claim.doomed:
                 await self._stager.prove()
                 await self._leases.note_canary(lease)
                 # failpoint: coordinator.after_canary
-            segments = await self._bus.read(claim)
-            # failpoint: coordinator.after_read
             self._pace.note_bytes(sum(sum(s.entry_bytes) for s in segments))
             stage = self._stager.set_aside if claim.doomed else self._stager.stage
             staged = await stage(claim, segments)
             # failpoint: coordinator.after_stage
+            del segments  # its rows are not kept for as long as it waits
+            if joined is not None:
+                self._written(lease.lease_id, joined)
+                if joined.loaded:
+                    await joined.gathered(max(self._linger.pause_s, _GATHERING_S))
             submitted = await self._submit(claim, staged)
             # failpoint: coordinator.after_submit
             span.set("lakebus.snapshot_id", submitted.snapshot_id or 0)

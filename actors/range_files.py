@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 
@@ -29,7 +29,7 @@ from lakebus.schemas import POSITION_COLUMN, ROW_COLUMN, SHARD_COLUMN, TableSche
 from storage.bus.interface import ClaimedSegment
 from storage.files.parquet import EncodedFile
 from storage.files.partitions import partition_spec
-from storage.rows.segment import decode_segment, single_entry_segment
+from storage.rows.segment import DecodedSegment, decode_segment, single_entry_segment
 from storage.rows.types import parse_type
 
 SchemaKey = tuple[int, int]
@@ -64,13 +64,28 @@ class TableFile:
 
 
 @dataclass(slots=True)
-class _Slices:
-    """The rows of one table in a range: batches in order, and for each its place in the range."""
+class _Run:
+    """Rows of one stream of a segment, next to each other: of one entry or of several."""
 
-    batches: list[pa.RecordBatch]
-    versions: list[int]
-    positions: list[int]
-    first_rows: list[int]
+    segment: DecodedSegment
+    stream: int
+    first: int
+    end: int
+
+
+@dataclass(slots=True)
+class _Slices:
+    """The rows of one table in a range: runs in order, and how many of each entry's parts stand
+    where in the range. Slicing a batch for each entry took a third of the time of encoding."""
+
+    runs: list[_Run] = field(default_factory=list)
+    versions: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    first_rows: list[int] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)
+
+    def batches(self) -> list[pa.RecordBatch]:
+        return [run.segment.rows(run.stream, run.first, run.end - run.first) for run in self.runs]
 
 
 def entries_of(segments: Sequence[ClaimedSegment]) -> list[RangeEntry]:
@@ -124,25 +139,31 @@ def _slice_by_table(entries: Sequence[RangeEntry]) -> dict[int, _Slices]:
         if decoded is None or entry.segment is not segment:
             segment, decoded = entry.segment, decode_segment(entry.segment.payload)
         row = 0
-        for part in decoded.parts(entry.index):
-            found = slices.get(part.table_id)
+        for stream, first, rows, table_id, version in decoded.items(entry.index):
+            found = slices.get(table_id)
             if found is None:
-                found = slices[part.table_id] = _Slices([], [], [], [])
-            found.batches.append(part.batch)
-            found.versions.append(part.schema_version)
+                found = slices[table_id] = _Slices()
+            last = found.runs[-1] if found.runs else None
+            if last and last.segment is decoded and (last.stream, last.end) == (stream, first):
+                last.end += rows
+            else:
+                found.runs.append(_Run(decoded, stream, first, first + rows))
+                found.versions.append(version)
             found.positions.append(entry.position)
             found.first_rows.append(row)
-            row += part.batch.num_rows
+            found.counts.append(rows)
+            row += rows
     return slices
 
 
 def _assemble(found: _Slices, target: TableSchema) -> pa.Table:
     """All batches of a table as one, in the shape of `target`, order kept."""
 
-    first = found.batches[0].schema
-    if len(set(found.versions)) == 1 and all(b.schema.equals(first) for b in found.batches):
-        return pa.Table.from_batches(found.batches).combine_chunks()
-    runs = [bring_to(pa.Table.from_batches([batch]), target) for batch in found.batches]
+    batches = found.batches()
+    first = batches[0].schema
+    if len(set(found.versions)) == 1 and all(b.schema.equals(first) for b in batches):
+        return pa.Table.from_batches(batches).combine_chunks()
+    runs = [bring_to(pa.Table.from_batches([batch]), target) for batch in batches]
     return pa.concat_tables(runs).combine_chunks()
 
 
@@ -163,7 +184,7 @@ def bring_to(rows: pa.Table, target: TableSchema) -> pa.Table:
 
 
 def _with_hidden_columns(shard: int, found: _Slices, rows: pa.Table) -> pa.Table:
-    counts = [batch.num_rows for batch in found.batches]
+    counts = found.counts
     positions, numbers = array("q"), array("i")
     ramp = array("i", range(max(counts, default=0)))
     for position, first_row, count in zip(found.positions, found.first_rows, counts, strict=True):

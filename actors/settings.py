@@ -16,13 +16,16 @@ class RoleSettings:
     :param claim_poll_ms: how long a coordinator waits for a hint before it looks by itself.
     :param linger_ms: least time between two rounds of claims, and between two publishes, under
         load, so that files grow; never waited after idle.
+    :param linger_ms_load: the longest such time between rounds of claims that load makes: it grows
+        with the processor time of a round and with the rate of entries (`actors.pacing`); at most
+        `linger_ms`: it does not grow.
     :param linger_ms_max: the longest such time, when compaction does not keep up (`actors.brake`);
         at most `linger_ms`: never longer.
     :param linger_entries_min: fewer entries than this begun within a linger are no load.
     :param range_bytes_large, range_entries_large: a range of this size makes a large file anyway,
         so the next claim does not linger.
-    :param ranges_in_flight: ranges one coordinator works on at a time; range n+1 is written while
-        range n is published.
+    :param ranges_in_flight: ranges one coordinator reads and writes at a time; besides these, one
+        a shard may wait to be published.
     :param encode_threads: threads that write Parquet in one coordinator.
     :param hold_ttls_max, hold_s_min: how many lease times, and at least how long, a range may be
         worked on before the worker is taken to be stuck, stops renewing and ends its process.
@@ -46,6 +49,7 @@ class RoleSettings:
 
     claim_poll_ms: int = 100
     linger_ms: int = 30
+    linger_ms_load: int = 250
     linger_ms_max: int = 2_000
     linger_entries_min: int = 5
     range_bytes_large: int = 8 * 1024 * 1024
@@ -129,6 +133,7 @@ class MaintainerSettings:
 _MAY_BE_ZERO = frozenset(
     {
         "linger_ms",
+        "linger_ms_load",
         "linger_ms_max",
         "linger_entries_min",
         "verdicts_max",

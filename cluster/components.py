@@ -83,6 +83,7 @@ def role_settings(settings: Settings) -> RoleSettings:
         claim_poll_ms=settings.bus.claim_poll_ms,
         linger_ms=settings.publish.linger_ms,
         linger_ms_max=settings.publish.linger_ms_max,
+        linger_ms_load=settings.publish.linger_ms_load,
         ranges_in_flight=settings.publish.stage_ahead + 1,
         intent_ttl_s=settings.bus.intent_ttl_s,
         publish_commits_max=settings.publish.commits_max,

@@ -142,7 +142,13 @@ class PublishSettings(Section):
     """How commits become snapshots."""
 
     linger_ms: int = setting(
-        30, "Pause between two publications while commits keep coming.", ge=0, le=10_000
+        30, "Least pause between two publications while commits keep coming.", ge=0, le=10_000
+    )
+    linger_ms_load: int = setting(
+        250,
+        "The longest such pause that load makes: the more requests, the longer it is.",
+        ge=0,
+        le=10_000,
     )
     linger_ms_max: int = setting(
         2_000,
@@ -152,7 +158,7 @@ class PublishSettings(Section):
     )
     commits_max: int = setting(64, "Commits joined in one publication.", ge=1, le=10_000)
     stage_ahead: int = setting(
-        1, "Ranges a coordinator writes while an earlier one is being published.", ge=0, le=16
+        1, "Ranges a coordinator writes at a time, besides the first.", ge=0, le=16
     )
     partitions_per_range_max: int = setting(
         16,

@@ -63,9 +63,9 @@ ROW_GROUP_ROWS: Final = 122_880
 
 _PATTERN_CHARACTERS = frozenset("*?[")
 _FIELD_ID_KEY = b"PARQUET:field_id"
-#: Below this a dictionary costs more time than zstd leaves it bytes to save, and the file is soon
-#: compacted anyway.
-_DICTIONARY_ROWS_MIN = 4096
+#: Below this, looking for what repeats costs more time than zstd leaves a dictionary bytes to save
+#: (a fiftieth), and the file is soon compacted anyway.
+_DICTIONARY_ROWS_MIN = 16_384
 _SAMPLE_ROWS = 1024
 _DISTINCT_SHARE_MAX = 0.5
 #: Positions and rows are runs and counters; deltas shrink them to almost nothing.

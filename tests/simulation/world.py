@@ -47,6 +47,7 @@ _STEPS_MAX = 400_000
 ROLE_SETTINGS = RoleSettings(
     claim_poll_ms=500,
     linger_ms=20,
+    linger_ms_load=0,  # what processor time makes of it would differ in each run of a seed
     backoff_ms=20,
     backoff_ms_max=400,
     publish_attempts=4,

@@ -41,6 +41,142 @@ def test_many_writers_see_the_linger_and_the_first_after_idle_does_not(
     assert linger.delay_s() == 0.0
 
 
+class Work:
+    """Rounds of one shard, one after the other, while rows come at a steady rate. A round takes
+    processor time of its own and some for each entry, and twice as long by the clock."""
+
+    def __init__(self, clock: ManualClock) -> None:
+        self.clock = clock
+        self.spent_s = 0.0
+        self.linger = Linger(
+            linger_s=0.03,
+            entries_min=5,
+            clock=clock,
+            load_s_max=0.25,
+            spent_s=lambda: self.spent_s,
+        )
+        self.pace = ClaimPace(
+            shards=1, linger=self.linger, entries_large=1_000, bytes_large=1_000_000
+        )
+
+    def round_of(self, entries: int, cost_s: float) -> None:
+        self.pace.claimed(0, entries)
+        self.spent_s += cost_s
+        self.clock.advance_s(2 * cost_s)
+
+    def rounds(
+        self, seconds: float, *, entries_per_s: float, fixed_s: float, entry_s: float = 0.0
+    ) -> list[tuple[int, float]]:
+        """Entries of each round and the time from the round before to it."""
+        begun, came = [], 0.0
+        last_s, until_s = self.clock.monotonic_s(), self.clock.monotonic_s() + seconds
+        while self.clock.monotonic_s() < until_s:
+            self.clock.advance_s(self.pace.delay_s())
+            since_s = self.clock.monotonic_s() - last_s
+            entries = int(came + since_s * entries_per_s)
+            if not entries:  # the hint of the next row wakes it
+                self.pace.nothing_claimed()
+                self.clock.advance_s(1 / entries_per_s)
+                continue
+            came += since_s * entries_per_s - entries
+            last_s = self.clock.monotonic_s()
+            begun.append((entries, since_s))
+            self.round_of(entries, fixed_s + entries * entry_s)
+        return begun
+
+
+def test_alone_is_at_once_whatever_a_round_costs(clock: ManualClock) -> None:
+    work = Work(clock)
+    for _ in range(200):  # one writer, which waits for its rows before it writes again
+        assert work.pace.delay_s() == 0.0
+        work.round_of(1, 0.02)
+    assert work.linger.pause_s == pytest.approx((2 + 0.75 * 0.15) * 0.02, rel=0.01)
+    assert work.linger.pause_s > 0.04
+
+
+def test_flooded_rounds_grow_with_what_they_cost_and_with_the_flood(clock: ManualClock) -> None:
+    work = Work(clock)
+    begun = work.rounds(10.0, entries_per_s=800, fixed_s=0.02)
+    entries, since_s = begun[0]
+    assert (entries, since_s) == (1, 1 / 800)
+    assert begun[1][0] < 40  # at once, then as by the settings
+    entries, since_s = begun[-1]
+    assert since_s == pytest.approx((2 + 0.75 * 800 * 0.03 / 5) * 0.02, rel=0.05)
+    assert entries == pytest.approx(800 * since_s, abs=2)
+
+
+def test_what_grows_with_the_rows_lengthens_pauses_too_and_they_settle(
+    clock: ManualClock,
+) -> None:
+    begun = Work(clock).rounds(10.0, entries_per_s=1_000, fixed_s=0.01, entry_s=0.00005)
+    # pause = (2 + 0.75 * 6) * (0.01 + 0.00005 * 1000 * pause)
+    assert begun[-1][1] == pytest.approx(0.065 / 0.675, rel=0.1)
+    assert begun[-1][1] == pytest.approx(begun[-2][1], rel=0.05)
+
+
+def test_no_load_makes_a_pause_longer_than_the_longest(clock: ManualClock) -> None:
+    work = Work(clock)
+    begun = work.rounds(20.0, entries_per_s=800, fixed_s=0.1)
+    assert max(since_s for _, since_s in begun) <= 0.25 + 1e-9
+    assert work.linger.pause_s == pytest.approx(0.25, rel=0.01)
+    work.round_of(200, 60.0)
+    work.round_of(200, 0.0)  # one that stood still counts no more than that
+    assert work.linger.pause_s <= 0.25
+
+
+def test_after_a_flood_the_first_is_at_once_and_cheap_rounds_bring_the_pause_back(
+    clock: ManualClock,
+) -> None:
+    work = Work(clock)
+    work.rounds(10.0, entries_per_s=800, fixed_s=0.1)
+    clock.advance_s(1.0)
+    assert work.pace.delay_s() == 0.0
+    work.rounds(5.0, entries_per_s=400, fixed_s=0.004)
+    assert work.linger.pause_s == pytest.approx(0.03)
+
+
+def test_what_is_spent_while_nothing_is_begun_is_no_cost_of_the_next(clock: ManualClock) -> None:
+    work = Work(clock)
+    work.round_of(8, 0.001)
+    work.spent_s += 5.0  # an hour of polls
+    clock.advance_s(3_600.0)
+    work.round_of(8, 0.001)
+    assert work.linger.pause_s == pytest.approx(0.03)
+
+
+def test_a_long_pause_wants_as_many_entries_a_second_as_a_short_one(clock: ManualClock) -> None:
+    work = Work(clock)
+    for _ in range(50):
+        work.round_of(1, 0.12)
+        clock.advance_s(0.1)
+    clock.advance_s(0.5)
+    assert work.linger.pause_s == pytest.approx(0.242, rel=0.01)
+    work.pace.claimed(0, 39)
+    assert (work.linger.loaded(), work.linger.delay_s()) == (False, 0.0)
+    work.linger.carry(2)
+    assert work.linger.loaded()
+    assert work.linger.delay_s() == pytest.approx(0.242, rel=0.01)
+
+
+def test_who_wants_no_linger_has_none_however_much_a_round_costs(clock: ManualClock) -> None:
+    def never() -> float:
+        raise AssertionError("nobody asks what was spent")
+
+    linger = Linger(linger_s=0.0, entries_min=5, clock=clock, load_s_max=0.25, spent_s=never)
+    linger.begin(500)
+    linger.begin(500)
+    assert (linger.pause_s, linger.delay_s()) == (0.0, 0.0)
+
+
+def test_the_longest_pause_of_load_may_be_the_shortest_one(clock: ManualClock) -> None:
+    work = Work(clock)
+    work.linger = Linger(linger_s=0.03, entries_min=5, clock=clock, load_s_max=0.03)
+    for _ in range(10):
+        work.linger.begin(100)
+        clock.advance_s(0.01)
+    assert work.linger.pause_s == 0.03
+
+
 def test_a_round_claims_each_shard_once_before_it_lingers(clock: ManualClock) -> None:
     linger = Linger(linger_s=0.03, entries_min=5, clock=clock)
     pace = ClaimPace(shards=3, linger=linger, entries_large=100, bytes_large=1_000)

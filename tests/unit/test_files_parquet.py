@@ -246,7 +246,7 @@ def test_many_chunks_and_no_rows(database: duckdb.DuckDBPyConnection, tmp_path: 
 
 def test_repeating_columns_get_a_dictionary_and_others_do_not(write: Write) -> None:
     schema = schema_of((1, "few", "varchar"), (2, "many", "varchar"), (3, "n", "bigint"))
-    count = 5000
+    count = 17_000
     path = write(
         schema,
         {1: [f"x{i % 7}" for i in range(count)], 2: [f"x{i}" for i in range(count)],
