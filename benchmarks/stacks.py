@@ -19,7 +19,7 @@ from benchmarks.show.processes import supervisor_of
 
 @dataclass(frozen=True, slots=True)
 class RunningStack:
-    """`ingest_url`: the direct door, where the stack has one."""
+    """`ingest_url`, `query_url`: the direct doors for rows and queries, where there are any."""
 
     url: str
     api_key: str
@@ -27,6 +27,13 @@ class RunningStack:
     data_dir: Path
     start_s: float
     ingest_url: str | None = None
+    query_url: str | None = None
+
+    @property
+    def asked(self) -> str:
+        """Where queries go: as a client of ours goes by itself."""
+
+        return self.query_url or self.url
 
 
 @contextmanager
@@ -55,6 +62,7 @@ def running_stack(**settings: str) -> Iterator[RunningStack]:
             root,
             round(seconds, 2),
             connection.get("ingest_url"),
+            connection.get("query_url"),
         )
     finally:
         subprocess.run([*command, "down", *place], check=False, stdout=sys.stderr, timeout=120)

@@ -25,7 +25,7 @@ from lakebus import errors
 from lakebus.client import Client, connect
 from lakebus.client_door import CONNECT_S, Door
 from lakebus.client_forms import pause_after_s, write_headers
-from lakebus.client_http import INGEST_URL_HEADER
+from lakebus.client_http import INGEST_URL_HEADER, QUERY_URL_HEADER
 
 JSON = "application/json"
 #: Beyond the server's own deadline, for the way there and back.
@@ -51,11 +51,20 @@ class Api:
     """One server. May be used by several threads; each has a connection of its own."""
 
     def __init__(
-        self, url: str, api_key: str, *, timeout_s: float, ingest_url: str | None = None
+        self,
+        url: str,
+        api_key: str,
+        *,
+        timeout_s: float,
+        ingest_url: str | None = None,
+        query_url: str | None = None,
     ) -> None:
-        self.client: Client = connect(url, api_key, timeout_s=timeout_s, ingest_url=ingest_url)
+        self.client: Client = connect(
+            url, api_key, timeout_s=timeout_s, ingest_url=ingest_url, query_url=query_url
+        )
         self.url = url
         self._door = Door(url, ingest_url)
+        self._query_door = Door(url, query_url)
         self.timeout_s = timeout_s
         self._authorization = f"Bearer {api_key}"
         self._mine = threading.local()
@@ -146,23 +155,30 @@ class Api:
     def stream(
         self, path: str, document: object, *, accept: str, timeout_s: float | None = None
     ) -> Iterator[Streamed]:
-        """A POST that changes nothing, and its answer as it comes."""
+        """SQL, by the direct door for queries while it answers, and its answer as it comes."""
 
         deadline_s = time.monotonic() + (self.timeout_s if timeout_s is None else timeout_s)
         headers = {"content-type": JSON, "accept": accept}
         body = json.dumps(document).encode()
         attempt = 0
         while True:
+            direct = self._query_door.url()
             try:
-                answer = self._answer("POST", path, body, headers, deadline_s)
+                answer = self._answer("POST", path, body, headers, deadline_s, direct)
                 break
             except errors.LakebusError as error:
+                if direct is not None and _is_elsewhere(error):
+                    self._query_door.failed()
+                    if time.monotonic() < deadline_s and not self._closed:
+                        continue  # at once, by the url: it changes nothing
                 pause_s = pause_after_s(error, attempt)
                 if not error.retryable or time.monotonic() + pause_s >= deadline_s:
                     raise
             attempt += 1
             time.sleep(pause_s)
         told = {name.lower(): value for name, value in answer.getheaders()}
+        if direct is None:
+            self._query_door.learn(told.get(QUERY_URL_HEADER))
         ended = False
         try:
             yield Streamed(told, _parts_of(answer))

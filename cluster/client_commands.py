@@ -77,7 +77,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="One JSON doc
 def connected(url: str | None, api_key: str | None, data_dir: Path, timeout_s: float) -> Api:
     """Raises click.UsageError when nothing says which server."""
 
-    ingest_url = None
+    ingest_url = query_url = None
     if url is None or api_key is None:
         found = StackFiles(data_dir).connection()
         if found is None:
@@ -87,10 +87,10 @@ def connected(url: str | None, api_key: str | None, data_dir: Path, timeout_s: f
             )
         if url is None:
             url, api_key = found["url"], api_key or found["api_key"]
-            ingest_url = found.get("ingest_url")
+            ingest_url, query_url = found.get("ingest_url"), found.get("query_url")
         else:  # a key must never go to a server that it was not made for
             raise click.UsageError("With --url, give --api-key (or LAKEBUS_API_KEY) too.")
-    return Api(url, api_key, timeout_s=timeout_s, ingest_url=ingest_url)
+    return Api(url, api_key, timeout_s=timeout_s, ingest_url=ingest_url, query_url=query_url)
 
 
 # --- words ---------------------------------------------------------------------------------

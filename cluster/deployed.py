@@ -16,9 +16,9 @@ async def nothing_to_tend() -> str | None:
 class Deployed:
     """Where the application answers.
 
-    `ingest_url` is the direct door for rows, if there is one. `api_key` is the key of the local
-    profile (None: there is none). `tend` is called every `tend_s`: it revives what nobody else
-    would, and says what it did.
+    `ingest_url` is the direct door for rows, `query_url` the one for SQL, if there are any.
+    `api_key` is the key of the local profile (None: there is none). `tend` is called every
+    `tend_s`: it revives what nobody else would, and says what it did.
     """
 
     url: str
@@ -26,3 +26,4 @@ class Deployed:
     tend: Callable[[], Coroutine[Any, Any, str | None]] = nothing_to_tend
     tend_s: float = 1.0
     ingest_url: str | None = None
+    query_url: str | None = None

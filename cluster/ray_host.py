@@ -75,6 +75,7 @@ def _serve(channel: Channel, wiring: str) -> None:
             url=deployed.url,
             api_key=deployed.api_key,
             ingest_url=deployed.ingest_url,
+            query_url=deployed.query_url,
         )
         while not channel.waiting(deployed.tend_s) or channel.receive()["kind"] != "stop":
             _require_ray()

@@ -50,6 +50,7 @@ class Ready:
     api_key: str
     seconds: float
     ingest_url: str | None = None
+    query_url: str | None = None
 
 
 class Stack:
@@ -78,7 +79,7 @@ class Stack:
         self._host: HostLink | None = None
         self._place: RayPlace | None = None
         self._state: StackState | None = None
-        self._http_port = self._direct_port = 0
+        self._http_port = self._direct_port = self._query_port = 0
         self._stopping = asyncio.Event()
 
     # --- life ------------------------------------------------------------------------------
@@ -132,6 +133,7 @@ class Stack:
             stack_id=stack_id,
             http_port=self._http_port,
             direct_port=self._direct_port,
+            query_port=self._query_port,
             first_port=self._place.first_port,
             run_dir=str(self._place.run_dir),
         )
@@ -148,13 +150,19 @@ class Stack:
 
     def _take_ports(self, earlier: StackState | None) -> None:
         settings = self._settings
-        last, last_direct = (0, 0) if earlier is None else (earlier.http_port, earlier.direct_port)
+        last = last_direct = last_query = 0
+        if earlier is not None:
+            last, last_direct = earlier.http_port, earlier.direct_port
+            last_query = earlier.query_port
         self._http_port = self._take_port(
             "http.port", settings.http.host, settings.http.port, last, flag="--port"
         )
         if settings.direct.enabled:
             self._direct_port = self._take_port(
                 "direct.port", settings.direct.host, settings.direct.port, last_direct
+            )
+            self._query_port = self._take_port(
+                "direct.query_port", settings.direct.host, settings.direct.query_port, last_query
             )
 
     def _take_port(
@@ -234,7 +242,7 @@ class Stack:
         assert self._host is not None, "the host is started before the application"
         values = self._settings.private_json()
         values |= {"postgres.dsn": dsn, "http.port": self._http_port}
-        values["direct.port"] = self._direct_port
+        values |= {"direct.port": self._direct_port, "direct.query_port": self._query_port}
         values["data_dir"] = str(self.files.root)
         self._host.send("deploy", settings=values, api_key=self.files.api_key())
         deployed = await self._host.wait_for("deployed")
@@ -242,20 +250,30 @@ class Stack:
         await self._wait_ready(url, began)
         if api_key:
             self.files.keep_api_key(api_key)
-        ingest_url = await self._direct_door(deployed.get("ingest_url"))
-        self.files.write_connection(url=url, api_key=api_key, ingest_url=ingest_url)
+        direct = self._settings.direct
+        ingest_url = await self._door(deployed.get("ingest_url"), direct.url, "rows")
+        query_url = await self._door(deployed.get("query_url"), direct.query_url, "queries")
+        self.files.write_connection(
+            url=url, api_key=api_key, ingest_url=ingest_url, query_url=query_url
+        )
         marks = (self._host.mark, *processes.descendants(self._host.mark.pid))
-        self._write_state(phase="ready", url=url, ingest_url=ingest_url, processes=marks)
+        self._write_state(
+            phase="ready", url=url, ingest_url=ingest_url, query_url=query_url, processes=marks
+        )
         seconds = time.monotonic() - began
-        return Ready(url=url, api_key=api_key, seconds=seconds, ingest_url=ingest_url)
+        return Ready(
+            url=url, api_key=api_key, seconds=seconds, ingest_url=ingest_url, query_url=query_url
+        )
 
-    async def _direct_door(self, url: str | None) -> str | None:
-        """Its address, if it answers or is another's (a balancer, which may come later)."""
-        if url is None or url == self._settings.direct.url:
+    async def _door(self, url: str | None, given: str | None, what: str) -> str | None:
+        """Its address, if it answers or is `given` (a balancer's, which may come later)."""
+        if url is None or url == given:
             return url
         opened, said = await asyncio.to_thread(answers, f"{url}/healthz")
         if not opened:
-            self._say(f"the direct door at {url} does not answer ({said}); rows go through the url")
+            self._say(
+                f"the direct door at {url} does not answer ({said}); {what} go through the url"
+            )
         return url if opened else None
 
     async def _wait_ready(self, url: str, began: float) -> None:

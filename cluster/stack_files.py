@@ -5,7 +5,7 @@
     DIR/lock             held by the `lakebus up` that runs the stack
     DIR/stack_id         who this stack is, for ever
     DIR/state.json       what runs now: processes, ports, address (0600)
-    DIR/connection.json  {"url", "api_key", "ingest_url"} for clients (0600)
+    DIR/connection.json  {"url", "api_key", "ingest_url", "query_url"} for clients (0600)
     DIR/lakebus.toml     settings, if the operator wrote any
     DIR/secrets/         passwords, Ray's token, the local API key (0700)
     DIR/logs/            up.log, ray_host.log, postgres.log
@@ -41,8 +41,10 @@ class StackState:
     phase: str = "starting"
     url: str | None = None
     ingest_url: str | None = None
+    query_url: str | None = None
     http_port: int = 0
     direct_port: int = 0
+    query_port: int = 0
     first_port: int = 0
     run_dir: str = ""
     host: ProcessMark | None = None
@@ -56,8 +58,10 @@ class StackState:
             "phase": self.phase,
             "url": self.url,
             "ingest_url": self.ingest_url,
+            "query_url": self.query_url,
             "http_port": self.http_port,
             "direct_port": self.direct_port,
+            "query_port": self.query_port,
             "first_port": self.first_port,
             "run_dir": self.run_dir,
             "host": None if self.host is None else self.host.to_json(),
@@ -78,8 +82,10 @@ class StackState:
             phase=str(value.get("phase")),
             url=value.get("url"),
             ingest_url=value.get("ingest_url"),
+            query_url=value.get("query_url"),
             http_port=int(value.get("http_port") or 0),
             direct_port=int(value.get("direct_port") or 0),
+            query_port=int(value.get("query_port") or 0),
             first_port=int(value.get("first_port") or 0),
             run_dir=str(value.get("run_dir") or ""),
             host=ProcessMark.from_json(value.get("host")),
@@ -163,11 +169,20 @@ class StackFiles:
     def write_state(self, state: StackState) -> None:
         write_private(self.state_path, json.dumps(state.to_json(), indent=1))
 
-    def write_connection(self, *, url: str, api_key: str, ingest_url: str | None = None) -> None:
-        """`ingest_url` stands in it where there is a direct door."""
+    def write_connection(
+        self,
+        *,
+        url: str,
+        api_key: str,
+        ingest_url: str | None = None,
+        query_url: str | None = None,
+    ) -> None:
+        """`ingest_url` and `query_url` stand in it where there are direct doors."""
         document = {"url": url, "api_key": api_key}
         if ingest_url is not None:
             document["ingest_url"] = ingest_url
+        if query_url is not None:
+            document["query_url"] = query_url
         write_private(self.connection_path, json.dumps(document, indent=1) + "\n")
 
     def connection(self) -> dict[str, str] | None:

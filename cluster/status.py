@@ -17,7 +17,7 @@ from cluster.embedded_postgres import EmbeddedPostgres
 from cluster.leftovers import leftovers
 from cluster.maintain_command import job_words
 from cluster.stack import answers
-from cluster.stack_files import StackFiles, StackState
+from cluster.stack_files import StackFiles
 from lakebus.client import connect
 from lakebus.errors import LakebusError
 from lakebus.settings import Settings
@@ -35,12 +35,14 @@ class StackStatus:
     data_dir: str
     url: str | None = None
     ingest_url: str | None = None
+    query_url: str | None = None
     supervisor_pid: int | None = None
     ray_pid: int | None = None
     postgres_pid: int | None = None
     postgres: str = "unknown"
     http: str = "unknown"
     direct: str = "unknown"
+    queries: str = "unknown"
     store: str = "unknown"
     restarts: int = 0
     memory_bytes: int | None = None
@@ -64,6 +66,7 @@ class StackStatus:
                 f"url        {self.url or 'not yet'}",
                 f"http       {self.http}",
                 f"direct     {self.direct}",
+                f"queries    {self.queries}",
                 f"postgres   {self.postgres}",
                 f"store      {self.store}",
                 f"processes  up {self.supervisor_pid}, ray {self.ray_pid},"
@@ -106,12 +109,14 @@ async def status(settings: Settings) -> StackStatus:
         data_dir=str(files.root),
         url=state.url,
         ingest_url=state.ingest_url,
+        query_url=state.query_url,
         supervisor_pid=state.supervisor.pid,
         ray_pid=state.host.pid if state.host else None,
         postgres_pid=server.pid if server else None,
         postgres=database,
         http=http,
-        direct=await asyncio.to_thread(_direct_words, state),
+        direct=await asyncio.to_thread(_direct_words, state.ingest_url),
+        queries=await asyncio.to_thread(_direct_words, state.query_url),
         store=_store_words(settings),
         restarts=state.restarts,
         memory_bytes=await asyncio.to_thread(
@@ -158,12 +163,12 @@ async def _http_words(url: str, problems: list[str]) -> str:
     return "not ready"
 
 
-def _direct_words(state: StackState) -> str:
-    """No problem of the stack: without its direct door, rows go through the url."""
-    if state.ingest_url is None:
+def _direct_words(url: str | None) -> str:
+    """No problem of the stack: without its direct doors, all goes through the url."""
+    if url is None:
         return "closed"
-    found, said = answers(f"{state.ingest_url}/healthz")
-    return f"{state.ingest_url} {'answers' if found else f'does not answer ({said})'}"
+    found, said = answers(f"{url}/healthz")
+    return f"{url} {'answers' if found else f'does not answer ({said})'}"
 
 
 def _last_jobs(files: StackFiles) -> list[str]:

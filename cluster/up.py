@@ -41,6 +41,8 @@ def foreground(settings: Settings, *, wiring: str = WIRING, migrate_external: bo
         click.echo(f"url      {ready.url}")
         if ready.ingest_url:
             click.echo(f"direct   {ready.ingest_url}")
+        if ready.query_url:
+            click.echo(f"queries  {ready.query_url}")
         click.echo(f"api key  {ready.api_key}")
         click.echo(f"in       {StackFiles(settings.data_dir).connection_path}")
 

@@ -18,7 +18,7 @@ from ray import serve
 
 from actors import runtime
 from actors.runtime_settings import RuntimeSettings
-from cluster import assembly, components
+from cluster import assembly, components, doors
 from cluster.deployed import Deployed
 from cluster.ray_environment import NAMESPACE
 from lakebus.errors import Unauthenticated
@@ -26,9 +26,6 @@ from lakebus.settings import Settings
 from lakebus.telemetry import Metrics
 from serve_app import deployments
 from serve_app.dependencies import Dependencies
-from serve_app.direct import DirectDoor, DoorSettings
-from serve_app.direct_protocol import ConnectionLimits
-from serve_app.direct_url import IngestUrl, door_id
 from storage.ingesting.grants import SCOPES, Grant
 from storage.ingesting.keyring import KeyRing
 
@@ -48,7 +45,7 @@ async def deploy(settings: Settings, *, api_key: str | None) -> Deployed:
         settings.http,
         settings_path=str(settings_path),
         api_factory=f"{__name__}:api_dependencies",
-        query_factory="cluster.assembly:query_dependencies",
+        query_factory="cluster.doors:query_dependencies",
         env={},  # all of this stack's Ray has it already
     )
     await asyncio.gather(
@@ -57,19 +54,20 @@ async def deploy(settings: Settings, *, api_key: str | None) -> Deployed:
     )
     return Deployed(
         url=_here(settings.http.host, settings.http.port),
-        ingest_url=_ingest_url(settings),
+        ingest_url=_door_url(settings, settings.direct.url, settings.direct.port),
+        query_url=_door_url(settings, settings.direct.query_url, settings.direct.query_port),
         api_key=key,
         tend=functools.partial(runtime.tend, roles),
         tend_s=settings.actors.supervisor_tick_ms / 1000,
     )
 
 
-def _ingest_url(settings: Settings) -> str | None:
-    """The direct door as seen from this machine, or where the setting says that it is."""
+def _door_url(settings: Settings, url: str | None, port: int) -> str | None:
+    """A direct door as seen from this machine, or where the setting says that it is."""
     direct = settings.direct
-    if not direct.enabled or not (direct.url or direct.port):
+    if not direct.enabled or not (url or port):
         return None
-    return direct.url or _here(direct.host, direct.port)
+    return url or _here(direct.host, port)
 
 
 def _here(host: str, port: int) -> str:
@@ -101,35 +99,11 @@ async def api_dependencies(path: str, *, metrics: Metrics) -> AsyncIterator[Depe
         return {"actors": [_actor_json(found) for found in await runtime.status(roles)]}
 
     async with assembly.api_dependencies(path, metrics=metrics, status=status) as opened:
-        door = await _door(settings, opened) if settings.direct.enabled else None
-        yield dataclasses.replace(opened, door=door)
-
-
-async def _door(settings: Settings, opened: Dependencies) -> DirectDoor:
-    """The same bounds as Serve's route has, from the same settings."""
-    http, direct = settings.http, settings.direct
-    head = await opened.catalog.head()
-    return DirectDoor(
-        DoorSettings(
-            host=direct.host,
-            port=direct.port,
-            connections=ConnectionLimits(
-                connections_max=direct.connections_max,
-                head_s=direct.head_timeout_s,
-                request_s=settings.request_timeout_s,
-                idle_s=direct.idle_timeout_s,
-            ),
-            running_max=http.ongoing_requests_max,
-            waiting_max=http.queued_requests_max,
-            drain_s=http.drain_s,
-        ),
-        IngestUrl(
-            host=direct.host,
-            http_port=http.port,
-            url=direct.url,
-            door_id=door_id(head.history),
-        ),
-    )
+        yield dataclasses.replace(
+            opened,
+            door=await doors.ingest_door(settings, opened),
+            query_place=await doors.query_place(settings, opened),
+        )
 
 
 def _actor_json(found: runtime.ActorStatus) -> dict[str, object]:

@@ -35,17 +35,23 @@ __all__ = ["TIMEOUT_S", "AsyncClient", "Client", "Rows", "connect", "connect_asy
 
 
 def connect(
-    url: str, api_key: str, *, timeout_s: float = TIMEOUT_S, ingest_url: str | None = None
+    url: str,
+    api_key: str,
+    *,
+    timeout_s: float = TIMEOUT_S,
+    ingest_url: str | None = None,
+    query_url: str | None = None,
 ) -> Client:
     """A client; connections are made when needed. `url` is the address of the server, or "ray" in a
     job on the Ray cluster that serves lakebus: then calls go through Ray (`lakebus.client_ray`).
-    Rows take the server's direct door by themselves where there is one; `ingest_url` names it,
-    instead of learning it from the server, and `url` itself as `ingest_url` means not to use it.
+    Rows and queries take the server's direct doors by themselves where there are any; `ingest_url`
+    and `query_url` name them, instead of learning them from the server, and `url` itself in their
+    place means not to use one.
 
     Raises MalformedRequest for a bad URL, or outside of a Ray cluster, and PackageMissing.
     """
 
-    return Client(url, api_key, timeout_s=timeout_s, ingest_url=ingest_url)
+    return Client(url, api_key, timeout_s=timeout_s, ingest_url=ingest_url, query_url=query_url)
 
 
 def connect_async(
@@ -54,11 +60,12 @@ def connect_async(
     *,
     timeout_s: float = TIMEOUT_S,
     ingest_url: str | None = None,
+    query_url: str | None = None,
     calls_max: int = 32,
 ) -> AsyncClient:
     """The same for `await`; at most `calls_max` calls at once, further ones wait."""
 
-    client = Client(url, api_key, timeout_s=timeout_s, ingest_url=ingest_url)
+    client = connect(url, api_key, timeout_s=timeout_s, ingest_url=ingest_url, query_url=query_url)
     return AsyncClient(client, calls_max=calls_max)
 
 
@@ -72,11 +79,13 @@ class Client(Tables, Ingesting, Deletes, Queries, Administration, Erasures):
         """Pickled, it is its address and its key: tasks in other processes make their own calls."""
 
         api_key = self._authorization.removeprefix("Bearer ")
-        return _again, (self.url, api_key, self._timeout_s, self._ingest_url)
+        return _again, (self.url, api_key, self._timeout_s, self._ingest_url, self._query_url)
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
 
-def _again(url: str, api_key: str, timeout_s: float, ingest_url: str | None) -> Client:
-    return Client(url, api_key, timeout_s=timeout_s, ingest_url=ingest_url)
+def _again(
+    url: str, api_key: str, timeout_s: float, ingest_url: str | None, query_url: str | None
+) -> Client:
+    return connect(url, api_key, timeout_s=timeout_s, ingest_url=ingest_url, query_url=query_url)

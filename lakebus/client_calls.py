@@ -25,6 +25,7 @@ from lakebus.client_forms import (
     write_headers,
 )
 from lakebus.client_http import SCOPE, Connections, Exchange, Reply, TransportFailed, Way
+from lakebus.client_query_door import QueryWay
 from lakebus.client_ray_calls import RAY
 
 TIMEOUT_S = 30.0
@@ -36,7 +37,8 @@ _Got = TypeVar("_Got", Exchange, Reply)
 
 class Calls:
     """One server and one key. `timeout_s` is the budget of one call, retries included;
-    `ingest_url` the direct door for rows, which is learned from the server unless given."""
+    `ingest_url` and `query_url` the direct doors for rows and for SQL, which are learned from the
+    server unless given."""
 
     def __init__(
         self,
@@ -45,11 +47,16 @@ class Calls:
         *,
         timeout_s: float = TIMEOUT_S,
         ingest_url: str | None = None,
+        query_url: str | None = None,
     ) -> None:
         self.url = url
-        self._ingest_url = ingest_url
+        self._ingest_url, self._query_url = ingest_url, query_url
         self._connections: Way = _ray() if url == RAY else Connections(url)
-        self._direct = None if url == RAY else IngestWay(self._connections, Door(url, ingest_url))
+        self._direct: IngestWay | None = None
+        self._direct_sql: QueryWay | None = None
+        if url != RAY:
+            self._direct = IngestWay(self._connections, Door(url, ingest_url))
+            self._direct_sql = QueryWay(self._connections, Door(url, query_url))
         if not (api_key and api_key.isascii() and api_key.isprintable()):
             raise errors.MalformedRequest("an API key is visible ASCII text, as it was given out")
         self._authorization = f"Bearer {api_key}"
@@ -57,8 +64,9 @@ class Calls:
 
     def close(self) -> None:
         self._connections.close()
-        if self._direct is not None:
-            self._direct.close()
+        for way in (self._direct, self._direct_sql):
+            if way is not None:
+                way.close()
 
     def _write(
         self, method: str, path: str, document: object, *, headers: Mapping[str, str] | None = None
@@ -94,19 +102,29 @@ class Calls:
         headers: Mapping[str, str],
         timeout_s: float | None = None,
         ingest: bool = False,
+        sql: bool = False,
     ) -> Exchange:
         """One call with its retries, and its whole answer. Raises the typed error of the last.
-        `ingest`: it is rows, which take the direct door where there is one."""
+        `ingest` or `sql`: it is rows or SQL, which take a direct door where there is one."""
 
-        way = self._direct if ingest and self._direct is not None else self._connections
+        direct = self._direct if ingest else self._direct_sql if sql else None
+        way = self._connections if direct is None else direct
         return self._tried(way.exchange, method, path, query, body, headers, timeout_s)
 
     def _open(
-        self, method: str, path: str, *, body: bytes, headers: Mapping[str, str], timeout_s: float
+        self,
+        method: str,
+        path: str,
+        *,
+        body: bytes,
+        headers: Mapping[str, str],
+        timeout_s: float,
+        sql: bool,
     ) -> Reply:
         """The same for an answer that is read piece by piece; only its head can be retried."""
 
-        return self._tried(self._connections.open, method, path, None, body, headers, timeout_s)
+        way = self._direct_sql if sql and self._direct_sql is not None else self._connections
+        return self._tried(way.open, method, path, None, body, headers, timeout_s)
 
     def _tried(
         self,

@@ -135,21 +135,32 @@ class IngestWay:
                 answer = self._connections(url).exchange(
                     method, target, body, headers, timeout_s=timeout_s
                 )
-                if not is_elsewhere(answer.status, answer.body):
+                if not self._is_elsewhere(answer.status, answer.body):
                     return answer
             except TransportFailed:
-                self._door.failed()
-                scope = SCOPE.get()
-                if scope is not None:
-                    scope.check()
-                if time.monotonic() >= until_s:
+                if self._given_up(until_s):
                     raise
             else:
                 self._door.failed()
         left_s = max(0.001, until_s - time.monotonic())
         answer = self._usual.exchange(method, target, body, headers, timeout_s=left_s)
-        self._door.learn(answer.ingest_url)
+        self._door.learn(self._told(answer))
         return answer
+
+    def _is_elsewhere(self, status: int, body: bytes) -> bool:
+        return is_elsewhere(status, body)
+
+    def _told(self, answer: Exchange) -> str | None:
+        return answer.ingest_url
+
+    def _given_up(self, until_s: float) -> bool:
+        """The door has failed: whether there is no time left for the other way."""
+
+        self._door.failed()
+        scope = SCOPE.get()
+        if scope is not None:
+            scope.check()
+        return time.monotonic() >= until_s
 
     def _connections(self, url: str) -> Connections:
         with self._lock:

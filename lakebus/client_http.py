@@ -24,6 +24,8 @@ from lakebus.errors import Cancelled, MalformedRequest
 
 #: "http://host:port; door=id": what answers tell of the direct door (`lakebus.client_door`).
 INGEST_URL_HEADER = "lakebus-ingest-url"
+#: The same of the direct door for queries (`lakebus.client_query_door`).
+QUERY_URL_HEADER = "lakebus-query-url"
 _IDLE_MAX = 32
 #: Bodies up to this size are copied behind their head, and are one packet with it.
 _TOGETHER_BYTES_MAX = 256 * 1024
@@ -48,8 +50,9 @@ class Exchange:
     status: int
     body: bytes
     retry_after_s: float | None
-    #: What the server says of its direct door (`lakebus.client_door`).
+    #: What the server says of its direct doors (`lakebus.client_door`).
     ingest_url: str | None = None
+    query_url: str | None = None
 
 
 class CallScope:
@@ -243,8 +246,14 @@ class Connections:
         """One request and its whole answer. Raises TransportFailed, Cancelled."""
 
         with self.open(method, target, body, headers, timeout_s=timeout_s) as answer:
-            whole, told = answer.read(), answer.header(INGEST_URL_HEADER)
-            return Exchange(answer.status, whole, answer.retry_after_s, told)
+            whole = answer.read()
+            return Exchange(
+                answer.status,
+                whole,
+                answer.retry_after_s,
+                answer.header(INGEST_URL_HEADER),
+                answer.header(QUERY_URL_HEADER),
+            )
 
     def open(
         self, method: str, target: str, body: bytes, headers: Mapping[str, str], *, timeout_s: float

@@ -189,6 +189,7 @@ class Queries(Calls):
             body=json_text({**asked, "timeout_ms": milliseconds(budget_s)}),
             headers={"content-type": JSON, "accept": accept},
             timeout_s=budget_s,
+            sql=True,
         )
 
 

@@ -66,8 +66,10 @@ async def get_status(call: Call, parameters: Parameters, app: Dependencies) -> A
         ],
         "ingest": {"held_bytes": app.budget.held_bytes},
     }
+    host = call.header(b"host")
+    if app.query_place is not None:
+        document["query_url"] = app.query_place.for_client(host)
     if app.door is not None:
-        host = call.header(b"host")
         document["ingest_url"] = app.door.url.for_client(host, app.door.port)
         document["direct_door"] = app.door.status()
     document |= await last_jobs(call, app)

@@ -14,6 +14,7 @@ from lakebus.errors import NotFound
 from lakebus.telemetry import NO_METRICS, NO_TRACING, Metrics, Tracing
 from lakebus.tokens import TokenCodec
 from serve_app.direct import DirectDoor
+from serve_app.direct_url import DoorPlace
 from serve_app.limits import Admission
 from serve_app.limits_bytes import ByteBudget
 from serve_app.running import QueryDirectory, RunningQueries
@@ -58,7 +59,8 @@ class StatusSource(Protocol):
 class Dependencies:
     """`ready` are the checks of `/readyz` by name (catalog, bus, object store); `health` are those
     whose failure means that this process must be replaced (its SQL engine is gone). `running` holds
-    the queries of this process; `directory` asks all processes, where there are several."""
+    the queries of this process; `directory` asks all processes, where there are several. `door` is
+    this process's own, `query_place` where the query replicas have theirs."""
 
     keyring: KeyRing
     catalog: Catalog
@@ -86,6 +88,7 @@ class Dependencies:
     status: StatusSource | None = None
     traces: Traces | None = None
     door: DirectDoor | None = None
+    query_place: DoorPlace | None = None
     metrics: Metrics = NO_METRICS
     tracing: Tracing = NO_TRACING
 

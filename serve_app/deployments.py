@@ -35,7 +35,8 @@ from serve_app.collector import calm_collector
 from serve_app.dependencies import Dependencies
 from serve_app.handle_calls import answer_call
 from serve_app.progress import ProgressLimits, StandsStill, assert_progress
-from serve_app.replica_ports import keep_replica_ports_on_loopback
+from serve_app.replica_load import count_in
+from serve_app.replica_ports import keep_replica_ports_on_loopback, replica
 from serve_app.replica_stops import when_stopping
 from serve_app.routing import HttpApplication
 from storage.reading.changes import ChangesPage, ChangesRequest
@@ -121,8 +122,8 @@ class _Replica:
         flushing = asyncio.create_task(metrics.keep_flushing())
         try:
             async with load_factory(self._factory)(self._settings_path, metrics=metrics) as opened:
-                yield self._adapted(opened)
                 calm_collector()
+                yield self._adapted(opened)
         finally:
             flushing.cancel()
             await asyncio.wait((flushing,))
@@ -157,6 +158,15 @@ class QueryReplica(_Replica):
     """SQL. Its own queries are asked for by `running` and `cancel`, which `api` calls."""
 
     make = staticmethod(create_query_app)
+
+    def __init__(self, factory: str, settings_path: str) -> None:
+        super().__init__(factory, settings_path)
+        # They are scaled by what they have going.
+        count_in(replica.ReplicaMetricsManager, self._at_the_door)
+
+    def _at_the_door(self) -> int:
+        dependencies = self._dependencies()
+        return 0 if dependencies is None or dependencies.door is None else dependencies.door.working
 
     async def running(self, principal_id: int) -> list[dict[str, object]]:
         dependencies = self._dependencies()

@@ -55,6 +55,7 @@ class DoorSettings:
 
     host: str = "127.0.0.1"
     port: int = 0
+    port_setting: str = "direct.port"
     connections: ConnectionLimits = field(default_factory=ConnectionLimits)
     running_max: int = 256
     waiting_max: int = 512
@@ -83,6 +84,12 @@ class DirectDoor:
         self._drain: asyncio.Task[None] | None = None
 
     # --- what others ask ---------------------------------------------------------------------
+
+    @property
+    def working(self) -> int:
+        """Requests that are worked on, or wait for it."""
+
+        return len(self._state.tasks)
 
     @property
     def listening(self) -> bool:
@@ -194,7 +201,7 @@ class DirectDoor:
         except OSError as error:
             trouble = (
                 f"cannot listen on {host}:{port} ({error.strerror or error}); choose another with "
-                "direct.port, or stop what listens there"
+                f"{self.settings.port_setting}, or stop what listens there"
             )
             if trouble != self.trouble:
                 _log.warning("the direct door is closed: %s", trouble)

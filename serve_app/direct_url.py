@@ -45,6 +45,17 @@ class IngestUrl:
         return f"http://{named}:{port}"
 
 
+@dataclass(frozen=True, slots=True)
+class DoorPlace:
+    """The door of other replicas than the one that tells of it."""
+
+    url: IngestUrl
+    port: int
+
+    def for_client(self, host_header: str | None) -> str | None:
+        return self.url.for_client(host_header, self.port)
+
+
 def door_id(history: uuid.UUID) -> str:
     """What the doors of one lake have in common and no other has; tells nothing about it."""
 

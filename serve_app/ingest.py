@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import functools
 import re
+import time
 from typing import cast
 
 from lakebus.errors import MalformedRequest, SchemaInvalid
@@ -11,6 +14,8 @@ from lakebus.schemas import fold_table_name
 from serve_app.bodies import read_body
 from serve_app.calls import Answer, Call, Header, Parameters, media_type_of, time_of
 from serve_app.dependencies import Dependencies, present
+from serve_app.door_headers import INGEST_URL, told
+from serve_app.limits_bytes import Known
 from storage.bus.interface import BatchStatus
 from storage.ingesting.requests import SEVERAL_TABLES, IngestAnswer, IngestRequest
 from storage.rows.decode import JSON, SUPPORTED_MEDIA_TYPES
@@ -58,13 +63,15 @@ async def _ingest(
     if key is not None:
         target = SEVERAL_TABLES if table is None else table
         known = functools.partial(service.knows, call.principal, target, key)
+    await _unless_replay(call, app, known, deadline_s)
+    looked_up = None if known is None else functools.partial(app.budget.accepted_before, known)
     with app.budget.reserve(call.principal.principal_id, known=known) as reservation:
         body = await read_body(
             call,
             limit_bytes=app.limits.body_bytes_max,
             deadline_s=deadline_s,
             reservation=reservation,
-            allowance=app.admission.allowance(call.principal),
+            allowance=app.admission.allowance(call.principal, known=looked_up),
         )
         async with app.admission.ingest_turn(call.principal, deadline_s):
             answer = await service.accept(
@@ -92,18 +99,23 @@ async def _ingest(
         app.metrics.count("lakebus_accepted_rows_total", answer.receipt.rows)
     if wait == "visible":
         answer = await service.seen(answer, deadline_s)
-    return _rendered(answer, _told(call, app))
+    return _rendered(answer, told(call, app, INGEST_URL))
 
 
-def _told(call: Call, app: Dependencies) -> tuple[Header, ...]:
-    """Where the direct door is, for who came by the other."""
+async def _unless_replay(
+    call: Call, app: Dependencies, known: Known | None, deadline_s: float
+) -> None:
+    """Raises what refuses the call, unless it was accepted before (A3)."""
 
-    if call.direct or app.door is None:
-        return ()
-    # The rows are stored: whatever the header is like, it is no reason to refuse the request now.
-    host = next((v.decode("latin-1") for n, v in call.scope["headers"] if n == b"host"), None)
-    found = app.door.advertised(host)
-    return () if found is None else ((b"lakebus-ingest-url", found.encode("ascii")),)
+    if call.refusal is None:
+        return
+    replay = False
+    if known is not None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(deadline_s - time.monotonic()):
+                replay = await app.budget.accepted_before(known)
+    if not replay:
+        raise call.refusal
 
 
 def _ordering_key(call: Call) -> str | None:
@@ -113,7 +125,7 @@ def _ordering_key(call: Call) -> str | None:
     return text
 
 
-def _rendered(answer: IngestAnswer, told: tuple[Header, ...]) -> Answer:
+def _rendered(answer: IngestAnswer, more: tuple[Header, ...]) -> Answer:
     return Answer(
         {
             "receipt": answer.receipt.as_json(),
@@ -123,7 +135,7 @@ def _rendered(answer: IngestAnswer, told: tuple[Header, ...]) -> Answer:
             "columns_skipped": list(answer.columns_skipped),
         },
         status=200 if answer.visible else 202,
-        headers=((b"idempotent-replayed", b"true"), *told) if answer.replayed else told,
+        headers=((b"idempotent-replayed", b"true"), *more) if answer.replayed else more,
     )
 
 

@@ -288,7 +288,12 @@ _STATUS = record(
         ),
         "ingest": record({"held_bytes": COUNT}),
     },
-    {"jobs": listed(ref("Job")), "ingest_url": nullable(TEXT), "direct_door": ANYTHING},
+    {
+        "jobs": listed(ref("Job")),
+        "ingest_url": nullable(TEXT),
+        "query_url": nullable(TEXT),
+        "direct_door": ANYTHING,
+    },
 ) | {"additionalProperties": True}
 
 #: Shapes by name: those that several operations answer with, or that are long.

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -30,6 +30,7 @@ from serve_app.calls import (
 )
 from serve_app.connection import ended_or_left
 from serve_app.dependencies import Dependencies, present
+from serve_app.door_headers import QUERY_URL, told
 from serve_app.running import QueryDirectory, RunningQuery
 from storage.reading.query import QueryAnswer, QueryRequest
 from storage.reading.resolve import parse_choice
@@ -47,6 +48,7 @@ QUERY_PARAMETERS = (
 #: Answers up to this size are sent whole, with a length and with whatever error they end in.
 WHOLE_BYTES_MAX = 512 * 1024
 _COUNT_MAX = 2**63 - 1
+_CANCELLED = "the query was cancelled"
 
 Value = bool | int | float | str | None
 
@@ -133,20 +135,48 @@ def _json_parameter(name: str, text: str, kind: Any) -> Any:
 
 async def _run(call: Call, app: Dependencies, document: QueryDocument, form: Accepted) -> None:
     request = _request(call, app, document, form)
+    if call.direct:
+        await _run_here(call, app, request, form)
+        return
     work = asyncio.create_task(_answer(call, app, request, form))
-    running = RunningQuery(
+    with app.running.entered(_running(call, request, work.cancel)):
+        if await ended_or_left(call, work):
+            raise ClientGone
+    if work.cancelled():
+        raise Cancelled(_CANCELLED)
+    work.result()
+
+
+async def _run_here(call: Call, app: Dependencies, request: QueryRequest, form: Accepted) -> None:
+    """In the request's own task, which the direct door ends when the client leaves (D9): nobody
+    need watch the connection, which costs two tasks more."""
+
+    task = asyncio.current_task()
+    assert task is not None, "requests are served in tasks"
+    told = False
+
+    def cancel() -> None:
+        nonlocal told
+        told = True
+        task.cancel()
+
+    with app.running.entered(_running(call, request, cancel)):
+        try:
+            await _answer(call, app, request, form)
+        except asyncio.CancelledError:
+            if not told or task.uncancel():
+                raise  # the client has left, too: nobody is to be answered
+            raise Cancelled(_CANCELLED) from None
+
+
+def _running(call: Call, request: QueryRequest, cancel: Callable[[], object]) -> RunningQuery:
+    return RunningQuery(
         query_id=request.query_id,
         principal_id=call.principal.principal_id,
         sql=request.sql,
         started_at=dt.datetime.now(dt.UTC),
-        cancel=work.cancel,
+        cancel=cancel,
     )
-    with app.running.entered(running):
-        if await ended_or_left(call, work):
-            raise ClientGone
-    if work.cancelled():
-        raise Cancelled("the query was cancelled")
-    work.result()
 
 
 def _request(
@@ -185,18 +215,19 @@ async def _answer(call: Call, app: Dependencies, request: QueryRequest, form: Ac
         request, lambda table: principal.allows("query", table)
     )
     try:
-        await _send(call, answer, form)
+        await _send(call, answer, form, told(call, app, QUERY_URL))
     finally:
         await answer.aclose()
 
 
-async def _send(call: Call, answer: QueryAnswer, form: Accepted) -> None:
+async def _send(call: Call, answer: QueryAnswer, form: Accepted, more: Sequence[Header]) -> None:
     headers: list[Header] = [
         (b"cache-control", b"no-store"),
         (b"lakebus-snapshot-id", str(answer.snapshot_id).encode("ascii")),
         (b"lakebus-visibility-token", answer.visibility_token.encode("ascii")),
         (b"lakebus-query-id", answer.query_id.encode("ascii")),
     ]
+    headers += more
     if answer.erasures:
         headers.append((b"lakebus-erased", ", ".join(answer.erasures).encode("ascii")))
     is_json = form.result_format == "json"

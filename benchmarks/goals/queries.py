@@ -29,8 +29,8 @@ from benchmarks.stacks import RunningStack
 
 SMALL = "lakebus, query overhead"
 DUCKLAKE = "DuckLake, query overhead"
-POOL, REPLICAS = "DuckDB, a pool of 2 threads", "lakebus Serve, 2 query replicas"
-STREAM, FETCH = "lakebus Serve, Arrow stream", "DuckDB, fetch in process"
+POOL, REPLICAS = "DuckDB, a pool of 2 threads", "lakebus, 2 query replicas"
+STREAM, FETCH = "lakebus, Arrow stream", "DuckDB, fetch in process"
 TABLE, ROWS, BODY_ROWS = "queries", 200_000, 5_000
 CLIENTS = 16
 HEAVY = (
@@ -43,6 +43,8 @@ DELIVERED = "SELECT event_id, device, ts, value FROM {t}"
 _LIMIT_S = 300.0
 
 CONDITIONS = f"""\
+Queries go to the direct door of the query replicas where the stack has one, as clients of ours do \
+by themselves.
 P12: {ROWS:,} rows that arrived in bodies of {BODY_ROWS:,} and are not compacted (maintenance is \
 off), each query in turns over HTTP (JSON answer, `Accept` by default) and by DuckDB of the same \
 version in the measuring process with two threads, footers cached, over the same files; overhead \
@@ -89,7 +91,7 @@ def _overhead_and_pool(
         return
     questions = [QUERIES[name].format(t=TABLE) for name in ("count", "point")]
     order: dict[str, Any] = {"questions": questions}
-    ours = order | {"url": stack.url, "api_key": stack.api_key, "clients": CLIENTS}
+    ours = order | {"url": stack.asked, "api_key": stack.api_key, "clients": CLIENTS}
     pool = order | {
         "paths": asyncio.run(_paths(stack, TABLE)), "table": TABLE, "threads": 2, "workers": 2,
     }  # fmt: skip
@@ -147,7 +149,7 @@ def in_process(paths: list[str], table: str) -> duckdb.DuckDBPyConnection:
 
 
 async def _overhead(stack: RunningStack, paths: list[str], repeats: int) -> Figures:
-    connection = Connection(stack.url, stack.api_key)
+    connection = Connection(stack.asked, stack.api_key)
     found: Figures = {"requests": 0, "files": len(paths)}
     with in_process(paths, TABLE) as database:
         for name, sql in {**QUERIES, "heavy": HEAVY}.items():
@@ -229,7 +231,7 @@ def _bulk_loaded(context: Context, stack: RunningStack, rows: int) -> None:
 def _streamed(stack: RunningStack, sql: str, rows: int) -> Figures:
     """To a whole Arrow table."""
 
-    parts = urlsplit(stack.url)
+    parts = urlsplit(stack.asked)
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=120)
     headers = {
         "Authorization": f"Bearer {stack.api_key}",

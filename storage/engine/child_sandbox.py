@@ -105,8 +105,12 @@ def open_database(settings: EngineSettings, *, threads: int) -> duckdb.DuckDBPyC
     )
     connection.execute("SET GLOBAL TimeZone = 'UTC'")
     connection.execute("SET GLOBAL Calendar = 'gregorian'")
-    # Files never change under their name, so their footers may be kept.
+    # Files never change under their name, so their footers may be kept, and need not be opened to
+    # see whether they are still the same: 60 µs of CPU a file. Keeping their contents, too
+    # (cache_local_files), took 15 to 25 % off point look-ups that nothing was pruned from, and
+    # nothing certain off other queries, for memory that they need: the system's cache does it.
     connection.execute("SET GLOBAL parquet_metadata_cache = true")
+    connection.execute("SET GLOBAL validate_external_file_cache = 'NO_VALIDATION'")
     connection.execute(f"ATTACH ':memory:' AS \"{FIXED}\"")
     _make_macros(connection)
     folder = settings.allowed_directory.rstrip("/") + "/"

@@ -293,12 +293,15 @@ def scan_expression(
     *,
     hidden: bool = False,
     ordered: bool = False,
+    by_name: bool = False,
 ) -> str:
     """SQL of a relation with the schema's columns over these files, in parentheses.
 
     `hidden` puts the three hidden columns first. `ordered` gives the rows in (shard, position,
-    row) order, for deterministic reads on one thread. The relation is a subquery on purpose: a
-    bare `read_parquet` would offer its virtual columns (`filename` …) to whoever names them.
+    row) order, for deterministic reads on one thread. `by_name`: each of the files has all columns
+    of the schema, under these names and with these types (`storage.reading.shapes`), so that DuckDB
+    need not map field ids. The relation is a subquery on purpose: a bare `read_parquet` would offer
+    its virtual columns (`filename` …) to whoever names them.
     Raises SchemaInvalid for a table without columns, ValueError for a path that is a pattern.
     """
 
@@ -317,7 +320,7 @@ def scan_expression(
         order = " ORDER BY " + ", ".join(f'"{name}"' for name in HIDDEN_COLUMNS)
         if not hidden:
             columns += [(HIDDEN_FIELD_IDS[n], n, HIDDEN_TYPES[n][0]) for n in HIDDEN_TYPES]
-    return f"(SELECT {names} FROM {_read_parquet(columns, paths)}{order})"
+    return f"(SELECT {names} FROM {_read_parquet(None if by_name else columns, paths)}{order})"
 
 
 def _is_struct(sql_type: str) -> bool:
@@ -332,17 +335,22 @@ def _whole(name: str) -> str:
     return f'coalesce("{name}", NULL) AS "{name}"'
 
 
-def _read_parquet(columns: Sequence[tuple[int, str, str]], paths: Sequence[str]) -> str:
-    fields = ", ".join(
-        f"{field_id}: {{name: '{name}', type: '{type_}', default_value: NULL}}"
-        for field_id, name, type_ in columns
-    )
+def _read_parquet(columns: Sequence[tuple[int, str, str]] | None, paths: Sequence[str]) -> str:
+    """`columns`: by field id; None for those that the files have."""
+
+    mapped = ""
+    if columns is not None:
+        fields = ", ".join(
+            f"{field_id}: {{name: '{name}', type: '{type_}', default_value: NULL}}"
+            for field_id, name, type_ in columns
+        )
+        mapped = f"schema=MAP {{{fields}}}, "
     files = ", ".join(_literal(path) for path in paths)
     if not _PATTERN_CHARACTERS.isdisjoint(files):
         # DuckDB would read such a path as a pattern, and other files with it.
         raise ValueError("paths of data files must not contain any of * ? [")
     # hive_partitioning: else a folder named like `a=b` would become a column.
-    return f"read_parquet([{files}], schema=MAP {{{fields}}}, hive_partitioning=false)"
+    return f"read_parquet([{files}], {mapped}hive_partitioning=false)"
 
 
 def _literal(text: str) -> str:

@@ -24,6 +24,7 @@ from storage.files.parquet import scan_expression
 from storage.files.pruning import Predicate, prune, table_predicates
 from storage.reading.kept import Kept
 from storage.reading.manifest import SnapshotView
+from storage.reading.shapes import by_names
 from storage.reading.table_files import FileView
 from storage.reading.travel import Held
 
@@ -128,7 +129,7 @@ class Planner:
             files: Sequence[DataFile] = table.view.files
             if predicate is not None:
                 files = prune(files, predicate)
-            relation = self._relation(table, files, ordered)
+            relation = self._relation(view, table, files, ordered)
             columns = tuple((c.name, c.column_id, c.type) for c in table.schema.columns)
             sources[name] = SourceTable(columns, relation)
             listed += len(table.view.files)
@@ -139,16 +140,23 @@ class Planner:
                 remote += files
         return ScanPlan(sources, scanned, listed - scanned, size_bytes, characters, tuple(remote))
 
-    def _relation(self, table: _Table, files: Sequence[DataFile], ordered: bool) -> str:
+    def _relation(
+        self, view: SnapshotView, table: _Table, files: Sequence[DataFile], ordered: bool
+    ) -> str:
         if len(files) < len(table.view.files):
-            return scan_expression(table.schema, self.locate(files), ordered=ordered)
-        schema = table.schema
+            return self._scan(view, table.schema, files, ordered)
         key = (*_table_key(table), ordered)
         kept = self._relations.get(key)
         if kept is None:
-            kept = scan_expression(schema, self.locate(files), ordered=ordered)
+            kept = self._scan(view, table.schema, files, ordered)
             self._relations.put(key, kept, len(kept))
         return kept
+
+    def _scan(
+        self, view: SnapshotView, schema: TableSchema, files: Sequence[DataFile], ordered: bool
+    ) -> str:
+        named = by_names(schema, files, functools.partial(view.schema_version, schema))
+        return scan_expression(schema, self.locate(files), ordered=ordered, by_name=named)
 
     def locate(self, files: Iterable[DataFile]) -> list[str]:
         """Where the engine finds the files. Raises ConfigurationError."""

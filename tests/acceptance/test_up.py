@@ -127,6 +127,29 @@ def test_A3_the_direct_door_and_serves_route_give_one_receipt(data_dir: Path) ->
             assert learning._direct._door.url() == found["ingest_url"]
 
 
+def test_D4_queries_take_the_direct_door_of_a_query_replica(data_dir: Path) -> None:
+    found = json.loads((data_dir / "connection.json").read_text())
+    state = StackFiles(data_dir).state()
+    assert state is not None
+    assert found["query_url"] == f"http://127.0.0.1:{state.query_port}"
+    assert call(data_dir, "GET", "/v1/admin/status")["query_url"] == found["query_url"]
+    with (
+        lakebus_client(data_dir) as direct,
+        lakebus_client(data_dir, query_url=None) as learning,
+        lakebus_client(data_dir, query_url=found["url"]) as serve,
+    ):
+        direct.create_table("asked", {"id": "bigint"}, if_not_exists=True)
+        sent = direct.ingest("asked", [{"id": 1}], key="one")
+        for client in (direct, learning, serve):
+            for _ in range(2):
+                assert client.query("SELECT id FROM asked", after=sent).rows == [[1]]
+            assert client.query_arrow("SELECT id FROM asked", after=sent).num_rows == 1
+        doors = [
+            one._direct_sql._door.url() for one in (direct, learning, serve) if one._direct_sql
+        ]
+        assert doors == [found["query_url"], found["query_url"], None]
+
+
 def test_F1_a_killed_replicas_door_is_back_on_its_port(data_dir: Path) -> None:
     found = json.loads((data_dir / "connection.json").read_text())
     state = StackFiles(data_dir).state()

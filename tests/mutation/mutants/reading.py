@@ -326,4 +326,40 @@ MUTANTS = (
         ),
         killers=unit("test_engine_guard.py", "test_D10_escape_is_refused"),
     ),
+    mutant(
+        "names_without_ids",
+        "D1",
+        "Files are read by name if their version has columns of these names, whichever they are.",
+        Edit(
+            "storage/reading/shapes.py",
+            "_columns(written) == columns",
+            "{c.name for c in written.columns} == {c.name for c in schema.columns}",
+        ),
+        killers=unit(
+            "test_reading_shapes.py",
+            "test_D1_files_of_another_version_are_read_by_name_only_if_it_has_the_same_columns",
+        ),
+    ),
+    mutant(
+        "names_of_missing_columns",
+        "D1",
+        "Files are read by name although they lack a column of their own version.",
+        Edit(
+            "storage/reading/shapes.py",
+            "if not (same and file.statistics.keys() >= ids):",
+            "if not same:",
+        ),
+        killers=unit("test_reading_shapes.py", "test_D1_a_file_that_lacks_a_column_is_read_by_ids"),
+    ),
+    mutant(
+        "timeout_asked_twice",
+        "D9",
+        "A query that had no time left at the direct door is run once more by the other way.",
+        Edit(
+            "lakebus/client_query_door.py",
+            'return not isinstance(code, str) or code == "unavailable"',
+            "return not isinstance(code, str) or status >= 500",
+        ),
+        killers=unit("test_query_door.py", "test_what_the_door_says_of_the_query_is_the_answer"),
+    ),
 )
