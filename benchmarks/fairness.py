@@ -5,7 +5,9 @@ measured alone and beside a flood, in windows that alternate, so that a drift of
 both. The flood is a process of its own with many clients that never pause, under another
 principal; nobody has a quota, so what keeps them apart is shares alone. Three scenes: rows beside
 rows, queries beside the same small queries, and queries beside heavy ones. All of it (stack,
-victim, flood) runs on the same cores, so part of what the victim loses is plain CPU.
+victim, flood) runs on the same cores, so part of what the victim loses is plain CPU. There is one
+query replica, unless `--query-replicas-max` says more: one that is started for a flood costs
+seconds of CPU in the middle of a window, and its threads come on top of those of the first.
 
 A scene is written as p50 and p99 of all windows of a kind, their ratio, what the flood got, and how
 long the victim's first request took that came when the flood had the server for itself.
@@ -282,6 +284,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=4.0, help="length of a window")
     parser.add_argument("--clients", type=int, default=48, help="clients of the flood")
     parser.add_argument("--scene", default="", help="only scenes with these words in their name")
+    parser.add_argument("--query-replicas-max", type=int, default=1)
     parser.add_argument("--flood", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.flood is not None:
@@ -289,9 +292,11 @@ def main() -> None:
         return
     if options.quick:
         options.pairs, options.seconds = 1, 3.0
-    found: dict[str, Any] = {"machine": machine.describe()}
+    replicas_max = options.query_replicas_max
+    found: dict[str, Any] = {"machine": machine.describe(), "query_replicas_max": replicas_max}
     # Maintenance would meet one kind of window more than the other.
-    with running_stack(maintenance_enabled="false") as stack:
+    given = {"maintenance_enabled": "false", "http_query_replicas_max": str(replicas_max)}
+    with running_stack(**given) as stack:
         found |= asyncio.run(measure(stack, options))
     print(json.dumps(found, indent=1))
 

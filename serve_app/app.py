@@ -46,9 +46,10 @@ _MADE = {201: "Made", 200: "It was there already"}
 # fmt: off
 API_ROUTES: tuple[Route, ...] = (
     _R("POST", "/v1/tables/{table}/rows", ingest.post_table_rows, "Rows for a table",
-       ingest.INGEST_PARAMETERS, "ingest", SUPPORTED_MEDIA_TYPES, _ROWS),
+       ingest.INGEST_PARAMETERS, "ingest", SUPPORTED_MEDIA_TYPES, _ROWS, replays=True),
     _R("POST", "/v1/rows", ingest.post_rows, "Rows for several tables, all or nothing",
-       ingest.INGEST_PARAMETERS, "ingest", ingest.SEVERAL_TABLES_MEDIA_TYPES, _ROWS),
+       ingest.INGEST_PARAMETERS, "ingest", ingest.SEVERAL_TABLES_MEDIA_TYPES, _ROWS,
+       replays=True),
     _R("GET", _BATCHES, ingest.get_batch, "What became of a batch of one's own", ("timeout_ms",)),
     _R("POST", _TABLES, tables.post_table, "Create a table", ("timeout_ms",), "create", _DOCUMENT,
        _MADE),

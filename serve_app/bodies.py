@@ -67,18 +67,18 @@ async def read_body(
             if declared is not None:
                 await reservation.grow_to(declared)
                 if allowance is not None:
-                    allowance.grow_to(declared)
+                    await allowance.grow_to(declared)
             body = await _receive_all(call, limit_bytes, reservation, allowance)
             if coding is None:
                 return body
             plain = await _inflate(body, coding, limit_bytes, reservation)
+            if allowance is not None:
+                await allowance.grow_to(len(plain))
+            return plain
     except TimeoutError:
         raise Unavailable(
             "the body did not arrive within timeout_ms; nothing was stored", phase="body"
         ) from None
-    if allowance is not None:
-        allowance.grow_to(len(plain))
-    return plain
 
 
 def _loop_time(deadline_s: float) -> float:
@@ -158,7 +158,7 @@ async def _receive_all(
             raise _too_large(limit_bytes)
         await reservation.grow_to(size)
         if allowance is not None:
-            allowance.grow_to(size)
+            await allowance.grow_to(size)
         parts.append(part)
         if not message.get("more_body", False):
             return parts[0] if len(parts) == 1 else b"".join(parts)

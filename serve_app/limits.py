@@ -8,7 +8,8 @@ Shares need no choice and are always kept: places for requests in this process, 
 (`ingest_turn`) and in the SQL engine (`party`), and bytes of bodies (`limits_bytes`).
 
 A refusal for a quota names a time after which the same request passes, if nothing else of the
-principal was sent meanwhile. Nothing is counted for a request that was refused.
+principal was sent meanwhile. Nothing is counted for a request that was refused. The replay of a
+request that was accepted before is answered, not refused (A3): keys are looked up before a refusal.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 
 from lakebus.clock import Clock, SystemClock
 from lakebus.errors import RateLimited, Unavailable
+from serve_app.limits_bytes import Known
 from serve_app.limits_rates import Buckets, Rate
 from storage.ingesting.grants import Principal
 from storage.turns import Party, Turns
@@ -65,8 +67,9 @@ class Admission:
 
     # --- requests ------------------------------------------------------------------------------
 
-    def enter(self, principal: Principal) -> None:
-        """Counts a request; `leave` ends it. Raises RateLimited."""
+    def enter(self, principal: Principal, *, judged_later: bool = False) -> RateLimited | None:
+        """Counts a request; `leave` ends it. Raises RateLimited; what a quota says is given back
+        instead when it is `judged_later`, by who can tell whether it is a replay."""
 
         present = self._present.get(principal.principal_id, 0)
         most = self._settings.requests_at_once
@@ -78,8 +81,15 @@ class Admission:
                 limit="requests_at_once",
                 limit_value=most,
             )
-        self._take("requests_per_s", principal, 1)
+        refusal = None
+        try:
+            self._take("requests_per_s", principal, 1)
+        except RateLimited as error:
+            if not judged_later:
+                raise
+            refusal = error
         self._present[principal.principal_id] = present + 1
+        return refusal
 
     def leave(self, principal: Principal) -> None:
         left = self._present[principal.principal_id] - 1
@@ -90,10 +100,11 @@ class Admission:
 
     # --- bodies --------------------------------------------------------------------------------
 
-    def allowance(self, principal: Principal) -> Allowance:
-        """What one body of rows may take of the quota of bytes."""
+    def allowance(self, principal: Principal, *, known: Known | None = None) -> Allowance:
+        """What one body of rows may take of the quota of bytes. `known` says whether the request
+        was accepted before; asked before it is refused."""
 
-        return Allowance(self, principal)
+        return Allowance(self, principal, known)
 
     def take_bytes(self, principal: Principal, count: int, *, begun: bool) -> None:
         """A body that was begun is not cut short: what it has more is owed. Raises RateLimited."""
@@ -159,16 +170,24 @@ class Admission:
 class Allowance:
     """One body's part of a quota: what it takes is counted as it comes."""
 
-    def __init__(self, admission: Admission, principal: Principal) -> None:
+    def __init__(self, admission: Admission, principal: Principal, known: Known | None) -> None:
         self._admission = admission
         self._principal = principal
+        self._known = known
         self._taken = 0
+        self._replay = False
 
-    def grow_to(self, total: int) -> None:
-        """Raises RateLimited, for the first bytes of a body only."""
+    async def grow_to(self, total: int) -> None:
+        """Raises RateLimited, for the first bytes of a body only, and what looking up the key
+        raises."""
 
         more = total - self._taken
-        if more > 0:
-            begun = self._taken > 0
-            self._admission.take_bytes(self._principal, more, begun=begun)
-            self._taken = total
+        if more <= 0 or self._replay:
+            return
+        try:
+            self._admission.take_bytes(self._principal, more, begun=self._taken > 0)
+        except RateLimited:
+            if self._known is None or not await self._known():
+                raise
+            self._replay = True
+        self._taken = total

@@ -32,8 +32,10 @@ Opener = Callable[[], AbstractAsyncContextManager[Dependencies]]
 @dataclass(frozen=True, slots=True)
 class Route:
     """`path` is a template such as `/v1/tables/{table}`; `parameters` all names the query string
-    may have. `open` routes need no key. `scope`, `body` and `answers` are for the documentation:
-    the scope that is checked, the body's media types, and the status and meaning of success."""
+    may have. `open` routes need no key. `replays`: a call with an idempotency key may be a replay,
+    which the handler answers whatever a quota says. `scope`, `body` and `answers` are for the
+    documentation: the scope that is checked, the body's media types, and the status and meaning of
+    success."""
 
     method: str
     path: str
@@ -44,6 +46,7 @@ class Route:
     body: tuple[str, ...] = ()
     answers: Mapping[int, str] = field(default_factory=lambda: {200: "The answer"})
     open: bool = False
+    replays: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +174,8 @@ class HttpApplication:
         if route is not None and route.open:
             return await self._routed(call, found, route, dependencies)
         call.principal = await authenticate(call, dependencies.keyring)
-        dependencies.admission.enter(call.principal)
+        replays = route is not None and route.replays and call.keyed
+        call.refusal = dependencies.admission.enter(call.principal, judged_later=replays)
         try:
             return await self._routed(call, found, route, dependencies)
         finally:
@@ -186,8 +190,8 @@ class HttpApplication:
     ) -> Answer | None:
         if found is None and call.direct:
             raise NotFound(
-                f"there is nothing at {call.path[:200]} behind the direct door, which answers all "
-                "but SQL; queries go to the server's url, not to its ingest_url"
+                f"there is nothing at {call.path[:200]} behind this direct door (ingest_url's "
+                "answers all but SQL, query_url's SQL alone); send it to the server's url"
             )
         if found is None:
             raise NotFound(f"there is nothing at {call.path[:200]}; /openapi.json lists all routes")

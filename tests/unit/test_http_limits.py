@@ -150,6 +150,40 @@ async def test_a_principal_has_so_many_requests_here_at_once() -> None:
         assert (await lake.get("/v1/tables")).status_code == 200
 
 
+async def test_A3_a_replay_is_answered_whatever_the_quotas_say(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with limited(requests_per_s=1, ingest_bytes_per_s=11, burst_s=1.0) as (lake, clock):
+        first = await lake.send(BODY, key="k")
+        assert first.status_code == 202
+        for _ in range(3):
+            again = await lake.send(BODY, key="k")
+            assert (again.status_code, again.json()["replayed"]) == (202, True)
+            assert again.json()["receipt"] == first.json()["receipt"]
+        problem(await lake.send(b'[{"id": 2}]', key="k"), 422, "idempotency_conflict")
+        for key in ("new", None):
+            refused(await lake.send(BODY, key=key), "requests_per_s", 1)
+        clock.advance_s(1.0)  # what was refused, or answered again, took nothing
+        assert (await lake.send(BODY, key="new")).status_code == 202
+        assert lake.entries == 2
+
+        async def away(*_: Any) -> Any:
+            raise Unavailable("the database does not answer")
+
+        monkeypatch.setattr(lake.bus, "find_key", away)
+        problem(await lake.send(BODY, key="k"), 503, "unavailable")
+
+
+async def test_A3_a_replay_takes_no_bytes_that_are_not_there() -> None:
+    async with limited(ingest_bytes_per_s=11, burst_s=1.0) as (lake, clock):
+        assert (await lake.send(BODY, key="k")).status_code == 202
+        again = await lake.send(gzip.compress(BODY), key="k", content_encoding="gzip")
+        assert (again.status_code, again.json()["replayed"]) == (202, True)
+        refused(await lake.send(BODY, key="new"), "ingest_bytes_per_s", 11)
+        clock.advance_s(1.0)
+        assert (await lake.send(BODY, key="new")).status_code == 202
+
+
 # --- bytes of rows a second ----------------------------------------------------------------------
 
 

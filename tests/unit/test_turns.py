@@ -208,27 +208,94 @@ async def test_our_own_work_is_a_party_like_others() -> None:
     assert turns.held == 0
 
 
+# --- who takes most ----------------------------------------------------------------------------
+
+
+async def test_who_has_had_more_than_an_equal_part_of_late_takes_most() -> None:
+    turns, clock = made(places=4)
+    await turns.take(FLOOD, FAR_S)
+    clock.advance_s(0.5)
+    assert not turns.takes_most(FLOOD)  # of nobody's part: it is alone
+    await turns.take(VICTIM, FAR_S)
+    assert [turns.takes_most(party) for party in (FLOOD, VICTIM, THIRD)] == [True, False, False]
+    clock.advance_s(4.0)  # as much for each, of late
+    assert not turns.takes_most(FLOOD)
+    turns.give(VICTIM)
+    clock.advance_s(0.9)
+    assert turns.takes_most(FLOOD)
+    clock.advance_s(0.1)  # it counts as there no more
+    assert not turns.takes_most(FLOOD)
+
+
+async def test_two_that_take_most_do_not_hide_each_other() -> None:
+    turns, clock = made(places=6)
+    for party in (FLOOD, THIRD):
+        await turns.take(party, FAR_S)
+    clock.advance_s(0.5)
+    assert not turns.takes_most(FLOOD)
+    await turns.take(VICTIM, FAR_S)
+    assert turns.takes_most(FLOOD)
+    assert turns.takes_most(THIRD)
+    assert not turns.takes_most(VICTIM)
+
+
+async def test_what_was_used_is_remembered_between_two_requests() -> None:
+    turns, clock = made(places=4)
+    await turns.take(VICTIM, FAR_S)
+    for _ in range(50):
+        await turns.take(FLOOD, FAR_S)
+        clock.advance_s(0.010)
+        turns.give(FLOOD)
+    turns.give(VICTIM)
+    await turns.take(FLOOD, FAR_S)
+    assert not turns.takes_most(FLOOD)  # both had a place all the time
+    turns.give(FLOOD)
+
+
+async def test_a_paced_principal_goes_on_when_its_time_comes() -> None:
+    turns, clock = made(places=2)
+    line = Line(turns)
+    await line.ask("b0", VICTIM)
+    await line.give(VICTIM)
+    await line.ask("a0", FLOOD)
+    for number in range(1, 9):
+        await line.ask(f"a{number}", FLOOD)
+    for _ in range(4):
+        clock.advance_s(0.010)
+        await line.give(FLOOD)
+        if turns.held == 0:
+            break
+    # A place is free, and none of its turns goes on that could end: only time passes.
+    assert (turns.held, line.admitted[-1]) == (0, "a2")
+    clock.advance_s(0.010)
+    await settled()
+    assert (turns.held, line.admitted[-1]) == (1, "a3")
+
+
 # --- a flood, in simulated time --------------------------------------------------------------
 
 
-async def p99_ms(turns: Turns, clock: ManualClock, *, flood: int) -> tuple[int, Counter[str]]:
-    """The victim's waits beside so many clients of another principal; each turn takes 10 ms."""
+async def p99_ms(
+    turns: Turns, clock: ManualClock, *, flood: int, victims: int = 1, turn_s: float = 0.010
+) -> tuple[int, Counter[str]]:
+    """The victim's waits beside so many clients of another principal, in 3 s."""
 
     waits: list[int] = []
     served: Counter[str] = Counter()
 
-    async def client(party: Party, pause_s: float) -> None:
+    async def client(party: Party, pause_s: float, turn_s: float) -> None:
         while True:
             asked_s = clock.monotonic_s()
             await turns.take(party, FAR_S)
             if party is VICTIM:
                 waits.append(round((clock.monotonic_s() - asked_s) * 1000))
-            await clock.sleep_s(0.010)
+            await clock.sleep_s(turn_s)
             served["victim" if party is VICTIM else "flood"] += 1
             turns.give(party)
             await clock.sleep_s(pause_s)
 
-    clients = [client(VICTIM, 0.050), *(client(FLOOD, 0.0) for _ in range(flood))]
+    clients = [client(VICTIM, 0.050, 0.010) for _ in range(victims)]
+    clients += [client(FLOOD, 0.0, turn_s) for _ in range(flood)]
     tasks = [asyncio.create_task(one) for one in clients]
     for _ in range(3_000):
         clock.advance_s(0.001)
@@ -237,7 +304,7 @@ async def p99_ms(turns: Turns, clock: ManualClock, *, flood: int) -> tuple[int, 
     for task in tasks:
         task.cancel()
     await asyncio.wait(tasks)
-    return sorted(waits)[len(waits) * 99 // 100], served
+    return (sorted(waits)[len(waits) * 99 // 100] if waits else 0), served
 
 
 async def test_a_flood_does_not_move_anothers_p99() -> None:
@@ -247,5 +314,16 @@ async def test_a_flood_does_not_move_anothers_p99() -> None:
     assert alone_ms == 0
     assert 10 + beside_ms <= 2 * 10
     assert beside["victim"] >= alone["victim"] * 0.9
-    # And the flood has what is left: half of the places.
-    assert beside["flood"] >= 2 * 3.0 / 0.010 * 0.7
+    # And the flood has half of the pace of its share, which is half of the places.
+    share = 2 * 3.0 / 0.010
+    assert share * 0.4 <= beside["flood"] <= share * 0.6
+
+
+async def test_who_is_alone_is_not_paced() -> None:
+    _, served = await p99_ms(*made(places=4), flood=40, victims=0)
+    assert served["flood"] >= 4 * 3.0 / 0.010 * 0.8
+
+
+async def test_long_turns_have_all_of_their_share() -> None:
+    _, served = await p99_ms(*made(places=4), flood=40, turn_s=0.100)
+    assert served["flood"] >= 2 * 3.0 / 0.100 * 0.8
