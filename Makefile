@@ -13,7 +13,7 @@ WORKERS ?= 2
 CHECKED := lakebus storage actors serve_app cluster migrations tests
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format chaos soak fuzz simulate mutation bench bench-quick bench-compaction docs lock clean
+.PHONY: help demo test check format chaos soak fuzz stores simulate mutation bench bench-quick profiles bench-compaction docs lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -44,6 +44,9 @@ soak: $(VENV)/.dev ## All maintenance jobs at work under kills: SEED=7 MINUTES=3
 fuzz: $(VENV)/.dev ## The service against its own OpenAPI: MINUTES=5 SEED=1
 	$(BIN)/python -m tests.openapi --minutes $(or $(MINUTES),5) $(if $(SEED),--seed $(SEED))
 
+stores: $(VENV)/.dev ## Hold the object store that the settings name to every promise
+	$(BIN)/python -m tests.given_store
+
 simulate: $(VENV)/.dev ## Seeded schedules with faults, in memory: SEED=1 MINUTES=1
 	$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES))
 
@@ -55,6 +58,9 @@ bench: $(VENV)/.dev $(VENV)-peers/.made ## Goals beside peers: report, tables, p
 
 bench-quick: $(VENV)/.dev $(VENV)-peers/.made ## The same in minutes, into benchmarks/results/quick
 	$(BIN)/python -m benchmarks.goals --quick --peers $(VENV)-peers/bin/python $(BENCH_ARGUMENTS)
+
+profiles: $(VENV)/.dev ## Flame graphs of a stack at work
+	$(BIN)/python -m benchmarks.profiles
 
 bench-compaction: $(VENV)/.dev $(VENV)-peers/.made ## Compaction beside DuckLake and delta-rs
 	$(BIN)/python -m benchmarks.compaction --peers $(VENV)-peers/bin/python $(BENCH_ARGUMENTS)

@@ -241,7 +241,9 @@ async def _api(
 
 async def _query(stack: AsyncExitStack, reading: _Reading, *, metrics: Metrics) -> Dependencies:
     settings, lake = reading.settings, reading.lake
-    cache = components.file_cache(settings, reading.store, needed=reading.manifest.needs)
+    cache = components.file_cache(
+        settings, reading.store, needed=reading.manifest.needs, metrics=metrics
+    )
     if cache is not None:
         stack.push_async_callback(cache.close)
         reading.manifest.on_load = cache.sweep

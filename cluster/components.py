@@ -21,6 +21,7 @@ from cluster import migrate
 from cluster.private_files import write_private
 from lakebus.errors import ConfigurationError
 from lakebus.settings import Settings
+from lakebus.telemetry import NO_METRICS, Metrics
 from serve_app.dependencies import HttpLimits
 from serve_app.limits import LimitSettings
 from storage.bus.settings import BusSettings
@@ -82,8 +83,8 @@ def role_settings(settings: Settings) -> RoleSettings:
     return RoleSettings(
         claim_poll_ms=settings.bus.claim_poll_ms,
         linger_ms=settings.publish.linger_ms,
-        linger_ms_max=settings.publish.linger_ms_max,
         linger_ms_load=settings.publish.linger_ms_load,
+        linger_ms_max=settings.publish.linger_ms_max,
         ranges_in_flight=settings.publish.stage_ahead + 1,
         intent_ttl_s=settings.bus.intent_ttl_s,
         publish_commits_max=settings.publish.commits_max,
@@ -275,7 +276,11 @@ def cache_dir(settings: Settings) -> Path:
 
 
 def file_cache(
-    settings: Settings, store: ObjectStore, *, needed: Callable[[uuid.UUID], bool]
+    settings: Settings,
+    store: ObjectStore,
+    *,
+    needed: Callable[[uuid.UUID], bool],
+    metrics: Metrics = NO_METRICS,
 ) -> FileCache | None:
     """The copies of one replica; None where the store itself keeps files on this machine."""
 
@@ -287,6 +292,7 @@ def file_cache(
         bytes_max=settings.store.cache_max_bytes,
         fetches_at_once=settings.store.cache_fetches,
         needed=needed,
+        metrics=metrics,
     )
 
 

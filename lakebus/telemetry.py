@@ -122,6 +122,11 @@ METRICS: tuple[Metric, ...] = (
         ("kind", "outcome"),
     ),
     Metric("lakebus_job_seconds", _H, "One run of a maintenance job", ("kind",), _JOB_SECONDS),
+    Metric("lakebus_file_cache_hits_total", _C, "Files of queries that had a copy on disk already"),
+    Metric("lakebus_file_cache_fetches_total", _C, "Files that were fetched from the store"),
+    Metric("lakebus_file_cache_fetched_bytes_total", _C, "Bytes that were fetched from the store"),
+    Metric("lakebus_file_cache_evictions_total", _C, "Copies that made room for others"),
+    Metric("lakebus_file_cache_bytes", _G, "Size of the copies on disk"),
 )
 _BY_NAME: Mapping[str, Metric] = {metric.name: metric for metric in METRICS}
 

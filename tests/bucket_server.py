@@ -1,7 +1,8 @@
 """An S3 server for tests: one process a test session on the loopback, one prefix a test.
 
 It is an emulator (ministack), which keeps objects in memory and obeys `If-None-Match`; what a test
-proves on it holds for the protocol, not for any provider's service.
+proves on it holds for the protocol, not for any provider's service. `tests.given_store` puts
+another store in its place.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -29,43 +32,56 @@ from storage.files.cloud_settings import CloudSettings, Place
 
 BUCKET = "lake"
 ACCESS_KEY, SECRET_KEY = "access-key-of-a-test", "secret-key-of-a-test"
+_PLACE: Final = Place("s3", BUCKET)
+_SETTINGS: Final = CloudSettings(
+    region="us-east-1",
+    allow_http=True,
+    access_key_id=ACCESS_KEY,
+    secret_access_key=SECRET_KEY,
+)
 _START_S = 60.0
 _PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """A prefix of the server's bucket that nobody else uses. `port`: where it is reached, which may
-    be a proxy."""
+    """A prefix of a server's bucket that nobody else uses. `port`: where it is reached on the
+    loopback, which may be a proxy; 0: where the settings say."""
 
     port: int
     prefix: str
+    place: Place = _PLACE
+    settings: CloudSettings = _SETTINGS
 
     @property
     def url(self) -> str:
-        return f"s3://{BUCKET}/{self.prefix}"
+        below = "/".join(part for part in (self.place.prefix, self.prefix) if part)
+        return str(replace(self.place, prefix=below))
 
     @property
     def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        """Empty for the provider's own."""
+
+        given = self.settings.endpoint or ""
+        if not self.port:
+            return given
+        return f"http://127.0.0.1:{self.port}{urlsplit(given).path}"
 
     def behind(self, port: int) -> Bucket:
         return replace(self, port=port)
 
     def store(self, *, attempts: int = 4, request_timeout_s: float = 30.0) -> CloudObjectStore:
-        return CloudObjectStore(
-            Place.parse(self.url),
-            CloudSettings(
-                endpoint=self.endpoint,
-                region="us-east-1",
-                allow_http=True,
-                access_key_id=ACCESS_KEY,
-                secret_access_key=SECRET_KEY,
-                attempts=attempts,
-                request_timeout_s=request_timeout_s,
-            ),
-            clock=_Hasty(),
+        settings = replace(
+            self.settings,
+            endpoint=self.endpoint or None,
+            attempts=attempts,
+            request_timeout_s=request_timeout_s,
         )
+        return CloudObjectStore(Place.parse(self.url), settings, clock=_Hasty())
+
+
+#: The bucket that takes the place of the emulator's, with an empty prefix.
+GIVEN: Final[pytest.StashKey[Bucket]] = pytest.StashKey()
 
 
 class _Hasty(SystemClock):
@@ -113,8 +129,12 @@ def bucket_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 
 
 @pytest.fixture
-def bucket(bucket_server: int) -> Bucket:
-    return Bucket(bucket_server, uuid.uuid4().hex)
+def bucket(request: pytest.FixtureRequest) -> Bucket:
+    given = request.config.stash.get(GIVEN, None)
+    prefix = uuid.uuid4().hex
+    if given is not None:
+        return replace(given, prefix=prefix)
+    return Bucket(request.getfixturevalue("bucket_server"), prefix)
 
 
 def _die_with_us() -> None:

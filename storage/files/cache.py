@@ -36,6 +36,8 @@ from typing import Final
 
 from lakebus.errors import ConfigurationError, ResultTooLarge, Unavailable
 from lakebus.snapshots import DataFile
+from lakebus.telemetry import NO_METRICS, Metrics
+from storage.files.cache_counts import CacheCounts
 from storage.files.downloads import AT_ONCE, disk_failure, download, sha256_of
 from storage.files.objects import ObjectStore
 
@@ -61,18 +63,6 @@ class _Copy:
     task: asyncio.Task[None] | None = None
 
 
-@dataclass(slots=True)
-class CacheCounts:
-    """Since the process began. `bytes_leased` is now; it is part of `bytes_kept`."""
-
-    hits: int = 0
-    fetched: int = 0
-    bytes_fetched: int = 0
-    evicted: int = 0
-    bytes_kept: int = 0
-    bytes_leased: int = 0
-
-
 @dataclass(slots=True, eq=False)
 class FileLease:
     """The files are where `FileCache.path` says until `release`, which may be repeated."""
@@ -96,6 +86,7 @@ class FileCache:
         bytes_max: int,
         fetches_at_once: int = AT_ONCE,
         needed: Callable[[uuid.UUID], bool] = lambda _: True,
+        metrics: Metrics = NO_METRICS,
     ) -> None:
         self._store = store
         self._slot = slot
@@ -104,7 +95,7 @@ class FileCache:
         self._gate = asyncio.Semaphore(fetches_at_once)
         self._waiting: deque[tuple[Sequence[DataFile], asyncio.Future[FileLease]]] = deque()
         self._copies: OrderedDict[str, _Copy] = OrderedDict()
-        self.counts = CacheCounts()
+        self.counts = CacheCounts(metrics=metrics)
         for copy in slot.found():
             self._copies[copy.name] = copy
             self.counts.bytes_kept += copy.size_bytes
@@ -119,6 +110,7 @@ class FileCache:
         bytes_max: int,
         fetches_at_once: int = AT_ONCE,
         needed: Callable[[uuid.UUID], bool] = lambda _: True,
+        metrics: Metrics = NO_METRICS,
     ) -> FileCache:
         """Takes the first slot that nobody has. Raises ConfigurationError."""
 
@@ -128,6 +120,7 @@ class FileCache:
             bytes_max=bytes_max,
             fetches_at_once=fetches_at_once,
             needed=needed,
+            metrics=metrics,
         )
 
     @property
@@ -277,6 +270,7 @@ class FileCache:
                 self._drop(copy)
         if freed:
             self._admit()
+        self.counts.tell()
 
     def _make_room(self, more_bytes: int) -> None:
         while self.counts.bytes_kept + more_bytes > self._bytes_max:

@@ -58,6 +58,8 @@ _ANSWER = re.compile(
 )
 _THROTTLED = re.compile(r"<Code>(SlowDown|ServerBusy|TooManyRequests)|rateLimitExceeded")
 _NO_PLACE = re.compile(r"NoSuchBucket|ContainerNotFound|The specified bucket does not exist")
+#: The library's own words, where it looks at an answer's range before anybody else can.
+_BEYOND_END = "Wanted range starting at"
 #: Two puts of one name at the same moment: S3 asks to send it again (409).
 _CONFLICT = "ConditionalRequestConflict"
 _SECRETS = re.compile(r"(?i)(signature|credential|token|secret|sig)=[^&\s\"']+")
@@ -285,7 +287,7 @@ def _trouble_of(error: BaseException | None) -> _Trouble:
         kind = _Trouble.MISSING
     elif status in (429, 503) or _THROTTLED.search(text):
         kind = _Trouble.THROTTLED
-    elif status == 416:
+    elif status == 416 or _BEYOND_END in text:
         kind = _Trouble.BEYOND_END
     elif isinstance(error, PermissionDeniedError | UnauthenticatedError):
         kind = _Trouble.REFUSED

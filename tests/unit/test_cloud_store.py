@@ -9,10 +9,12 @@ import asyncio
 import json
 import subprocess
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from obstore.exceptions import GenericError
 
 from cluster import components, doctor
 from lakebus.errors import ConfigurationError, Corrupt, Unavailable
@@ -144,6 +146,19 @@ async def test_ranges_beyond_the_end_are_damage(store: CloudObjectStore) -> None
         await store.get_range("none", 0, 0)
 
 
+async def test_an_end_that_the_library_sees_itself_is_damage_too(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def short(*_: Any, **__: Any) -> bytes:  # what it says of Azure's answer
+        raise GenericError("Wanted range starting at 4, but object was only 4 bytes long")
+
+    store = bucket.store()
+    await store.put_new(KEY, b"0123")
+    monkeypatch.setattr("storage.files.cloud.obstore.get_range_async", short)
+    with pytest.raises(Corrupt, match="ends before byte 5"):
+        await store.get_range(KEY, 4, 1)
+
+
 async def test_a_bucket_that_is_not_there_is_no_missing_object(bucket: Bucket) -> None:
     elsewhere = CloudObjectStore(
         Place("s3", "nobody-made-this"),
@@ -162,7 +177,7 @@ async def test_a_bucket_that_is_not_there_is_no_missing_object(bucket: Bucket) -
 
 
 async def test_two_prefixes_of_a_bucket_do_not_meet(bucket: Bucket) -> None:
-    one, other = bucket.store(), Bucket(bucket.port, f"{bucket.prefix}-2").store()
+    one, other = bucket.store(), replace(bucket, prefix=f"{bucket.prefix}-2").store()
     await one.put_new("a/b", b"1")
     await other.put_new("a/b", b"22")
     assert [item async for item in one.list()] == [("a/b", 1)]

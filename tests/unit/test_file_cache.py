@@ -15,6 +15,7 @@ import pytest
 
 from lakebus.errors import ConfigurationError, Corrupt, ResultTooLarge, Unavailable
 from lakebus.snapshots import DataFile
+from lakebus.telemetry import MemoryMetrics
 from storage.files import downloads
 from storage.files.cache import FileCache
 from storage.files.downloads import download_all
@@ -107,6 +108,22 @@ async def test_the_longest_unused_copy_makes_room(store: Store, cache: FileCache
     ]  # fmt: skip
     assert cache.counts.bytes_kept == 300
     assert cache.counts.evicted == 1
+
+
+async def test_what_the_cache_did_is_told_as_metrics(store: Store, tmp_path: Path) -> None:
+    metrics = MemoryMetrics()
+    cache = FileCache.open(store, tmp_path / "told", bytes_max=300, metrics=metrics)
+    first, *others = [await store.file() for _ in range(4)]
+    for files in ([first], [first], others):
+        (await cache.lease(files)).release()
+    told = {
+        name: metrics.value(f"lakebus_file_cache_{name}")
+        for name in (
+            "hits_total", "fetches_total", "fetched_bytes_total", "evictions_total", "bytes"
+        )
+    }  # fmt: skip
+    assert list(told.values()) == [1, 4, 400, 1, 300]
+    await cache.close()
 
 
 async def test_E3_a_leased_copy_is_not_taken_away(store: Store, cache: FileCache) -> None:
