@@ -1,4 +1,7 @@
-"""P14: resolve any snapshot and prune, with a warm manifest, and what the manifest weighs.
+"""Resolving any snapshot and pruning in this process alone, and what a manifest weighs.
+
+P14 itself is measured with a real catalog by `benchmarks.growth.files`; this is for looking into
+the manifest without PostgreSQL.
 
 Files, tables and snapshots are made up (five columns with statistics, every text different); the
 catalog is a stub, so what is measured is this process alone: loading, the view of a snapshot, and
@@ -18,15 +21,17 @@ import json
 import random
 import time
 import uuid
-from pathlib import Path
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 
+from benchmarks.growth.counters import resident_bytes
 from benchmarks.machine import describe
 from benchmarks.measures import percentile
 from lakebus.schemas import Column, TableSchema
 from lakebus.snapshots import ColumnStatistics, DataFile
 from storage.catalog.interface import Head, ManifestDelta, SchemaLife
 from storage.files.constants import Number, interval_of
-from storage.files.predicates import prune, within
+from storage.files.predicates import Predicate, prune, within
 from storage.reading.manifest import Manifest
 from storage.rows.types import parse_type
 
@@ -78,36 +83,90 @@ class MadeUpCatalog:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """Milliseconds of each draw: asking for the snapshot, its view, pruning."""
+
+    find_ms: list[float]
+    view_ms: list[float]
+    prune_ms: list[float]
+
+    @property
+    def both_ms(self) -> list[float]:
+        return [sum(parts) for parts in zip(self.view_ms, self.prune_ms, strict=True)]
+
+    @property
+    def all_ms(self) -> list[float]:
+        return [sum(parts) for parts in zip(self.find_ms, self.both_ms, strict=True)]
+
+
+async def resolve_and_prune(
+    manifest: Manifest,
+    head: Head,
+    *,
+    tables: Sequence[str],
+    snapshots: range,
+    predicate: Callable[[random.Random], Predicate],
+    draws: int,
+    chance: random.Random,
+    find: Callable[[int], Awaitable[None]] | None = None,
+) -> Resolved:
+    """Snapshots and tables at random, uniform. `find`: asks for a snapshot as a request does."""
+
+    await manifest.at(head.snapshot_id, head)
+    finds, views, prunes = [], [], []
+    for _ in range(draws):
+        snapshot_id, name, wanted = (
+            chance.choice(snapshots),
+            chance.choice(tables),
+            predicate(chance),
+        )
+        start = time.perf_counter()
+        if find is not None:
+            await find(snapshot_id)
+        found = time.perf_counter()
+        view = await manifest.at(snapshot_id, head)
+        schema = view.schema(name)
+        assert schema is not None
+        listed = view.files(schema.table_id)
+        middle = time.perf_counter()
+        prune(listed.files, wanted)
+        end = time.perf_counter()
+        finds.append((found - start) * 1000)
+        views.append((middle - found) * 1000)
+        prunes.append((end - middle) * 1000)
+    return Resolved(finds, views, prunes)
+
+
+def any_value(chance: random.Random) -> Predicate:
+    """A point look-up of the made-up files' first column."""
+
+    value = interval_of(parse_type("bigint"), Number(str(chance.randrange(10**9))))
+    assert value is not None
+    return within(1, parse_type("bigint"), least=value, most=value)
+
+
 async def measure(*, files: int, tables: int, snapshots: int, seed: int) -> dict[str, object]:
     catalog = MadeUpCatalog(files=files, tables=tables, snapshots=snapshots, seed=seed)
     manifest = Manifest(catalog)  # type: ignore[arg-type]
     head = await catalog.head()
     gc.disable()  # a cyclic collection while a million files are made would be measured with them
-    before, began = _resident_bytes(), time.perf_counter()
+    before, began = resident_bytes(), time.perf_counter()
     await manifest.at(snapshots, head)
     loaded_s = time.perf_counter() - began
     gc.collect()
-    weight = _resident_bytes() - before
+    weight = resident_bytes() - before
     gc.freeze()
     gc.enable()
-    chance = random.Random(seed + 1)
-    views, prunes, both = [], [], []
-    for _ in range(_QUERIES):
-        snapshot_id = chance.randrange(1, snapshots + 1)
-        low = interval_of(parse_type("bigint"), Number(str(chance.randrange(10**9))))
-        assert low is not None
-        predicate = within(1, parse_type("bigint"), least=low, most=low)
-        start = time.perf_counter()
-        view = await manifest.at(snapshot_id, head)
-        schema = view.schema(f"t{chance.randrange(tables)}")
-        assert schema is not None
-        listed = view.files(schema.table_id)
-        middle = time.perf_counter()
-        prune(listed.files, predicate)
-        end = time.perf_counter()
-        views.append((middle - start) * 1000)
-        prunes.append((end - middle) * 1000)
-        both.append((end - start) * 1000)
+    found = await resolve_and_prune(
+        manifest,
+        head,
+        tables=[f"t{number}" for number in range(tables)],
+        snapshots=range(1, snapshots + 1),
+        predicate=any_value,
+        draws=_QUERIES,
+        chance=random.Random(seed + 1),
+    )
     return {
         "machine": describe(),
         "files": files,
@@ -117,16 +176,13 @@ async def measure(*, files: int, tables: int, snapshots: int, seed: int) -> dict
         "bytes_a_file": round(weight / files),
         **{
             f"{name}_ms": {f"p{q}": percentile(values, q / 100) for q in (50, 99)}
-            for name, values in (("view", views), ("prune", prunes), ("both", both))
+            for name, values in (
+                ("view", found.view_ms),
+                ("prune", found.prune_ms),
+                ("both", found.both_ms),
+            )
         },
     }
-
-
-def _resident_bytes() -> int:
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError("the kernel does not say how much memory this process has")
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""P14, P18, P19 and P20: benchmarks that are programs of their own, run and judged here."""
+"""P18, P19 and P20: benchmarks that are programs of their own, run and judged here."""
 
 from __future__ import annotations
 
@@ -8,18 +8,15 @@ from typing import Any
 from benchmarks.goals import judging
 from benchmarks.goals.context import Context
 from benchmarks.goals.judging import Judged, Verdict, at_most
-from benchmarks.goals.rows import Benchmark, Row, absent, alone, spread_of
+from benchmarks.goals.rows import Benchmark, Row, absent, spread_of
 from benchmarks.goals.turns import Figures, Turns
 
-MANIFEST, WAITERS = "lakebus, manifest", "lakebus, 1,000 waiters"
+WAITERS = "lakebus, 1,000 waiters"
 COMPACTED, LOADED = "compaction", "lakebus, ingest beside compaction"
 _LIMIT_S = 1_500.0
 _AT_WATCHER = "P18 1000 waiters, last wake-up at the watcher, ms"
 
 CONDITIONS = """\
-P14 (`benchmarks.manifest`): one process, a made-up catalog of 1 million files, 1,000 tables and \
-100,000 snapshots; a snapshot at random is resolved and a point look-up pruned, the manifest is \
-in memory.
 P18 (`benchmarks.waiters`): 1,000 waiters in one process on a PostgreSQL of their own; from the \
 return of COMMIT, in another thread, to the last waiter's wake-up.
 P19 (`benchmarks.compaction --small-only`): 2,000 files of 1,000 rows; our hidden columns are in \
@@ -32,22 +29,9 @@ without compactions in turns; pairs of neighbouring windows."""
 def run(context: Context, turns: Turns) -> None:
     repetitions = 1 if context.options.quick else min(context.options.repetitions, 3)
     for repetition in range(repetitions):
-        turns.take(MANIFEST, repetition, lambda: _manifest(context), limit_s=_LIMIT_S)
         turns.take(WAITERS, repetition, lambda: _waiters(context), limit_s=_LIMIT_S)
     turns.take(COMPACTED, 0, lambda: _compacted(context), limit_s=_LIMIT_S)
     turns.take(LOADED, 0, lambda: _loaded(context), limit_s=_LIMIT_S)
-
-
-def _manifest(context: Context) -> Figures:
-    few = ("--files", "100000", "--snapshots", "10000") if context.options.quick else ()
-    found = context.says("manifest", *few, timeout_s=_LIMIT_S)
-    return {
-        "requests": 2_000,
-        "resolve_ms_p50": found["both_ms"]["p50"],
-        "resolve_ms_p99": found["both_ms"]["p99"],
-        "files": found["files"],
-        "bytes_a_file": found["bytes_a_file"],
-    }
 
 
 def _waiters(context: Context) -> Figures:
@@ -83,20 +67,10 @@ def _loaded(context: Context) -> Figures:
 
 def judge(turns: Turns) -> list[Row]:
     return [
-        alone(
-            turns, "P14", "resolve a snapshot and prune, p99", ours=MANIFEST,
-            figure="resolve_ms_p99", bound=at_most(10, "ms"), note=_weight(turns),
-        ),
         _waking(turns),
         *_bytes(turns),
         *(_compacting(turns, name) for name in ("ack_ms_p99", "visible_ms_p99")),
     ]  # fmt: skip
-
-
-def _weight(turns: Turns) -> str:
-    for run in turns.figures.get(MANIFEST, {}).values():
-        return f"{run['files']:,} files, {run['bytes_a_file']} bytes of memory each"
-    return ""
 
 
 def _waking(turns: Turns) -> Row:
@@ -148,8 +122,8 @@ def _compacting(turns: Turns, name: str) -> Row:
 
 BENCHMARK = Benchmark(
     "inside",
-    ("P14", "P18", "P19", "P20"),
-    "the manifest, waiters, compaction's bytes and what it costs ingest",
+    ("P18", "P19", "P20"),
+    "waiters, compaction's bytes and what it costs ingest",
     CONDITIONS,
     run,
     judge,

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from benchmarks.goals import bulk, bystander, freshness, history, ingest, inside, queries, resources
+from benchmarks.goals import (
+    bulk,
+    bystander,
+    freshness,
+    growth,
+    history,
+    ingest,
+    inside,
+    queries,
+    resources,
+)
 from benchmarks.goals.rows import Benchmark
 
 BENCHMARKS: tuple[Benchmark, ...] = (
@@ -12,6 +22,7 @@ BENCHMARKS: tuple[Benchmark, ...] = (
     bulk.BENCHMARK,
     resources.BENCHMARK,
     history.BENCHMARK,
+    growth.BENCHMARK,
     inside.BENCHMARK,
     bystander.BENCHMARK,
 )

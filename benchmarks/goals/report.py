@@ -6,6 +6,7 @@ Written again after every turn, so that a run which is cut short leaves what it 
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -86,7 +87,8 @@ class Report:
             lines += ["", f"## {benchmark.name} ({', '.join(benchmark.goals)})", ""]
             lines += [f"Measured: {benchmark.measures}.", ""]
             lines += [*(f"- {line}" for line in benchmark.conditions.splitlines()), ""]
-            lines += details(turns)
+            lines += (benchmark.details or details)(turns)
+            lines += failures(turns)
         return "\n".join(lines) + "\n"
 
     def _head(self) -> list[str]:
@@ -119,7 +121,7 @@ def goal_table(rows: Sequence[Row]) -> list[str]:
         "| goal | what | ours | peer | ratio | wanted | verdict |",
         "|---|---|---|---|---|---|---|",
     ]
-    for row in sorted(rows, key=lambda row: int(row.goal[1:])):
+    for row in sorted(rows, key=_place):
         peer = ""
         if row.peer_name:
             peer = f"{row.peer_name}: {spread_text(row.peer)}"
@@ -132,6 +134,13 @@ def goal_table(rows: Sequence[Row]) -> list[str]:
         ]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     return lines
+
+
+def _place(row: Row) -> float:
+    """By number; what has none comes last."""
+
+    number = row.goal.removeprefix("P")
+    return int(number) if number.isdigit() else math.inf
 
 
 def spread_text(spread: Spread | None) -> str:
@@ -164,7 +173,7 @@ def number_text(value: float) -> str:
 
 
 def details(turns: Turns) -> list[str]:
-    """Every contender with its figures; and whatever failed."""
+    """Every contender with its figures."""
 
     shown = [
         (key, title)
@@ -185,11 +194,13 @@ def details(turns: Turns) -> list[str]:
             lines.append(
                 f"| {contender} | {' | '.join(cells)} | {f'{failed} of {failed + done}'} |"
             )
-    lines += _groups(turns)
-    if turns.failures:
-        lines += ["", "Turns that gave no figure:", ""]
-        lines += [f"- {one}" for one in turns.failures]
-    return lines
+    return lines + _groups(turns)
+
+
+def failures(turns: Turns) -> list[str]:
+    if not turns.failures:
+        return []
+    return ["", "Turns that gave no figure:", "", *(f"- {one}" for one in turns.failures)]
 
 
 def _groups(turns: Turns) -> list[str]:

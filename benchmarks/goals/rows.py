@@ -49,6 +49,7 @@ class Benchmark:
 
     :param run: takes the turns; may end early, what it has is judged.
     :param judge: rows from whatever turns there are.
+    :param details: lines of the report instead of the usual table of contenders.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Benchmark:
     conditions: str
     run: Callable[[Context, Turns], None]
     judge: Callable[[Turns], list[Row]]
+    details: Callable[[Turns], list[str]] | None = None
 
 
 def against(

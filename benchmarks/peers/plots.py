@@ -14,6 +14,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks.peers import growth_plots
+
 Turns = dict[str, list[dict[str, Any]]]
 
 
@@ -37,6 +39,10 @@ def main(folder: Path) -> list[str]:
         document = json.loads(path.read_text(encoding="utf-8"))
         if draw(folder / name, document["turns"], _caption(document)):
             made.append(name)
+    growth = folder / "growth.json"
+    if growth.exists():
+        document = json.loads(growth.read_text(encoding="utf-8"))
+        made += growth_plots.draw(folder, document["turns"], _caption(document))
     return made
 
 

@@ -14,18 +14,21 @@ A new line of history is loaded anew too, because files of the lost line must no
 is everything after an erasure, which exchanges files of snapshots that were published before (E7).
 A delta that was read after one more erasure does not fit, which its count tells.
 
-Memory: about 1.8 KB a file with the statistics of five columns, most of it theirs, plus 8 bytes for
-each reference in a kept view (at most 32 MB), measured by `benchmarks/manifest.py`.
+Memory: about 1.8 KB a file with the statistics of five columns (3 KB with seven and texts among
+them), most of it theirs, plus 8 bytes for each reference in a kept view (at most 32 MB), measured
+by `benchmarks/manifest.py` and `benchmarks/growth/files.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
+import gc
 import itertools
 import logging
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from lakebus.errors import LakebusError, SnapshotExpired, Unavailable
@@ -41,6 +44,8 @@ _log = logging.getLogger(__name__)
 _LOADS = itertools.count(1)
 #: The loop is given back after so many rows of a delta.
 _CHUNK = 2_000
+#: A copy of so many files is left out of later cyclic collections.
+_FROZEN_MIN = 10_000
 
 
 class _Copy:
@@ -294,6 +299,11 @@ class Manifest:
 
     async def _load(self, head: Head) -> _Copy:
         copy = _Copy(head.history)
+        with _without_collections(copy):
+            await self._fill(copy, head)
+        return copy
+
+    async def _fill(self, copy: _Copy, head: Head) -> None:
         delta = await self._catalog.manifest_delta(after=0, until=head.snapshot_id)
         copy.erasures = delta.erasures
         for mark in delta.erased:
@@ -303,4 +313,22 @@ class Manifest:
         copy.complete_from = after.oldest_snapshot_id
         # Loading anew would bring them again, with every advance.
         copy.kept_by_tags = copy.dead(after.oldest_snapshot_id)
-        return copy
+
+
+@contextlib.contextmanager
+def _without_collections(copy: _Copy) -> Iterator[None]:
+    """Nothing of a copy is in a cycle, and it lives long: looking through it again and again while
+    it is made took 60 % of a load's time, and each full collection afterwards took longer. So the
+    collector rests meanwhile and passes over a large copy from then on; what ends is freed as ever,
+    because nothing refers to it."""
+
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+        if len(copy.rows) >= _FROZEN_MIN:
+            gc.freeze()
+    finally:
+        gc.enable()

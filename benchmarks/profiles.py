@@ -1,0 +1,225 @@
+"""Where processor time goes in a stack at work: flame graphs of an ingest replica, the actor of the
+roles, a query replica and its engine.
+
+`python -m benchmarks.profiles [--clients 64 --query-clients 4 --seconds 15 --door direct]`
+
+Needs py-spy (Ray brings it) and leave to look into other processes: as root, or with the kernel's
+setting `kernel.yama.ptrace_scope` at 0. A stack of its own is loaded by closed loops of 100-row
+JSON requests and of small queries over what is written; the processes are looked at one after
+another, 200 times a second. A sample is a thread of Python that runs, or is in a C function that
+it called; threads that libraries have for themselves (DuckDB's, Arrow's, Ray's) are not seen.
+Writes a picture (SVG) of each and `flames.md` with the dearest frames to `--out`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from benchmarks import measures
+from benchmarks.flames import Stacks, at_work, picture, read_folded, table
+from benchmarks.goals import processes
+from benchmarks.goals.programs import Failed, Program, program
+from benchmarks.machine import describe
+from benchmarks.show.processes import descendants
+from benchmarks.stacks import RunningStack, running_stack
+
+ROOT = Path(__file__).parents[1]
+OUT = Path(__file__).parent / "results" / "flames"
+TABLE = "profiled"
+QUESTIONS = (
+    f"SELECT count(*) FROM {TABLE}",
+    f"SELECT region, count(*), avg(value) FROM {TABLE} GROUP BY region",
+    f"SELECT max(event_id) FROM {TABLE} WHERE device = 77",
+)
+_RATE, _SETTLE_S, _LOOK_S, _READY_S, _LONGEST_S = 200, 5.0, 1.0, 60.0, 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """`group`: as `benchmarks.goals.processes` names it; `child`: one that it started, instead."""
+
+    name: str
+    title: str
+    group: str
+    child: bool = False
+
+
+TARGETS = (
+    Target("ingest_replica", "ingest replica", "ingest replica"),
+    Target("roles", "actor of the roles", "core"),
+    Target("query_replica", "query replica", "query replica"),
+    Target("engine", "engine process of the query replica", "query replica", child=True),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    target: Target
+    stacks: Stacks
+    cores: float
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.profiles", description=__doc__)
+    parser.add_argument("--clients", type=int, default=64)
+    parser.add_argument("--query-clients", type=int, default=4)
+    parser.add_argument("--seconds", type=float, default=15.0, help="for each process")
+    parser.add_argument("--door", choices=("direct", "serve"), default="direct")
+    parser.add_argument("--out", type=Path, default=OUT)
+    given = parser.parse_args(arguments)
+    spy = shutil.which("py-spy", path=str(Path(sys.executable).parent)) or shutil.which("py-spy")
+    if spy is None:
+        print("py-spy is not here: pip install py-spy (the runtime requirements have it)")
+        return 2
+    signal.signal(signal.SIGTERM, _interrupted)  # so that the stack is taken down then, too
+    about = describe()
+    with running_stack() as stack:
+        url = stack.ingest_url if given.door == "direct" else None
+        conditions = (
+            f"{given.clients} ingest clients of 100-row JSON requests at the"
+            f" {'direct' if url else 'Serve'} door and {given.query_clients} query clients,"
+            f" closed loops; {given.seconds:g} s for each process, {_RATE} samples a second"
+        )
+        profiles = _under_load(spy, stack, url or stack.url, given)
+    write(given.out, profiles, about=about, conditions=conditions)
+    print(given.out / "flames.md")
+    return 0
+
+
+def _interrupted(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _under_load(
+    spy: str, stack: RunningStack, url: str, given: argparse.Namespace
+) -> list[Profile]:
+    asyncio.run(measures.make_table(stack.url, stack.api_key, TABLE))
+    ingest: dict[str, Any] = {
+        "url": url, "read_url": stack.url, "api_key": stack.api_key, "table": TABLE,
+        "clients": given.clients, "rows": 100, "seed": 1, "warm_s": 1.0,
+    }  # fmt: skip
+    queries: dict[str, Any] = {
+        "url": stack.url, "api_key": stack.api_key, "clients": given.query_clients,
+        "questions": list(QUESTIONS),
+    }  # fmt: skip
+    with (
+        tempfile.TemporaryDirectory(prefix="lakebus-profiles-") as folder,
+        program("benchmarks.closed_load", ingest, log=Path(folder) / "ingest.log") as writers,
+        program("benchmarks.query_load", queries, log=Path(folder) / "queries.log") as readers,
+    ):
+        writers.ready(_READY_S)
+        readers.ready(_READY_S)
+        loads = [_in_background(load) for load in (writers, readers)]
+        time.sleep(_SETTLE_S)
+        found = [
+            _profile(spy, stack.supervisor, target, given.seconds, Path(folder))
+            for target in TARGETS
+        ]
+        if not all(load.is_alive() for load in loads):
+            raise Failed("a load ended before the last process had been looked at")
+    return found
+
+
+def _in_background(load: Program) -> threading.Thread:
+    def drive() -> None:
+        with contextlib.suppress(Failed):  # it is ended with the run, before its window is over
+            load.window(2 * _LONGEST_S, seconds=_LONGEST_S)
+
+    thread = threading.Thread(target=drive, daemon=True)
+    thread.start()
+    return thread
+
+
+def _profile(spy: str, supervisor: int, target: Target, seconds: float, folder: Path) -> Profile:
+    print(f"{target.title} …", file=sys.stderr)
+    pid = busiest(supervisor, target)
+    raw = folder / f"{target.name}.folded"
+    command = [
+        spy, "record", "--pid", str(pid), "--duration", f"{seconds:.0f}", "--rate", str(_RATE),
+        "--format", "raw", "--full-filenames", "--function", "--output", str(raw),
+    ]  # fmt: skip
+    before, began = processes.cpu_of(pid), time.monotonic()
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=seconds + 60
+    )
+    used = (processes.cpu_of(pid) - before) / (time.monotonic() - began)
+    if done.returncode != 0 or not raw.exists():
+        raise Failed(f"py-spy at the {target.title}: {done.stderr.strip()[-400:]}")
+    stacks = read_folded(raw.read_text(encoding="utf-8", errors="replace"), checkout=str(ROOT))
+    return Profile(target, at_work(stacks), used)
+
+
+def busiest(supervisor: int, target: Target) -> int:
+    """The process of that kind that takes most of the processor."""
+
+    known = dict(descendants(supervisor))
+    leaders = [pid for pid, title in known.items() if processes.group_of(title) == target.group]
+    pids = leaders
+    if target.child:
+        pids = [pid for leader in leaders for pid, _ in descendants(leader)]
+    if not pids:
+        raise Failed(f"the stack has no {target.title}")
+    before = {pid: processes.cpu_of(pid) for pid in pids}
+    time.sleep(_LOOK_S)
+    return max(pids, key=lambda pid: processes.cpu_of(pid) - before[pid])
+
+
+# --- what is written -------------------------------------------------------------------------
+
+
+def write(
+    out: Path, profiles: Sequence[Profile], *, about: dict[str, Any], conditions: str
+) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    for profile in profiles:
+        title = f"{profile.target.title}: {sum(profile.stacks.values()):,} samples"
+        text = picture(profile.stacks, title=title)
+        (out / f"{profile.target.name}.svg").write_text(text, encoding="utf-8")
+    (out / "flames.md").write_text(report(profiles, about, conditions), encoding="utf-8")
+
+
+def report(profiles: Sequence[Profile], about: dict[str, Any], conditions: str) -> str:
+    versions = ", ".join(f"{name} {text}" for name, text in about["packages"].items())
+    lines = [
+        "# Where processor time goes",
+        "",
+        f"{about['cores']} cores ({about['cpu']}), {about['memory_gib']} GiB, kernel "
+        f"{about['kernel']}, Python {about['python']}; {versions}; commit {about['commit']}; load "
+        f"average {about['load_average_at_start']} at the start. {conditions}.",
+        "",
+        "Made by `python -m benchmarks.profiles`. A sample is a Python thread that runs, or is in a"
+        " C function that it called; threads that libraries have for themselves (DuckDB's, Arrow's,"
+        " Ray's) are not seen, so the cores that a process took may be more than its samples tell."
+        " Threads that only wait are left out, and with them what uvloop does in C (sockets).",
+    ]
+    for profile in profiles:
+        samples = sum(profile.stacks.values())
+        lines += [
+            "",
+            f"## {profile.target.title}",
+            "",
+            f"{samples:,} samples; the process took {profile.cores:.2f} cores meanwhile.",
+            "",
+            f"![{profile.target.title}]({profile.target.name}.svg)",
+            "",
+            *table(profile.stacks),
+        ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
