@@ -77,8 +77,7 @@ history = sa.Table(
     _required("fork_snapshot_id", sa.BigInteger),
     _required("fork_positions", pg.ARRAY(sa.BigInteger)),
     _required("began_at", _TIME),
-    # The newest time that is closed on both sides of the fork; later ones, until the line began,
-    # belong to the line that was lost.
+    # Closed on both sides of the fork; later times, until the line began, are the lost line's.
     sa.Column("fork_time", _TIME),
     sa.Column("reason", sa.Text),
     # What the line runs on. Null: not bound yet, or the server does not tell.
@@ -113,6 +112,8 @@ table_schema = sa.Table(
     _required("first_snapshot", sa.BigInteger),
     sa.Column("last_snapshot", sa.BigInteger),
     _required("definition", pg.JSONB),
+    sa.Index("table_schema_first_snapshot_idx", "first_snapshot"),
+    sa.Index("table_schema_last_snapshot_idx", "last_snapshot"),
 )
 
 snapshot = sa.Table(

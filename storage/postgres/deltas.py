@@ -7,6 +7,7 @@ between the snapshots; only then that is asked for.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -14,6 +15,7 @@ import asyncpg
 
 from lakebus.errors import SnapshotExpired
 from lakebus.schemas import Column, TableSchema
+from lakebus.snapshots import DataFile
 from storage.catalog.interface import Erased, ManifestDelta, SchemaLife
 from storage.postgres.file_rows import ERASED, FILE_COLUMNS, data_file, ended_by
 
@@ -52,6 +54,8 @@ SELECT s.table_id, s.version, s.first_snapshot, s.last_snapshot, s.definition, t
     OR (s.last_snapshot > $1 AND s.last_snapshot <= $2)
  ORDER BY s.table_id, s.version"""
 _ERASURES = "SELECT erasure_count FROM lake"
+#: The loop is given back after so many files: a million of them take many seconds.
+_CHUNK = 2_000
 
 
 class Connection(Protocol):
@@ -67,13 +71,17 @@ async def read_whole(connection: Connection, *, until: int) -> ManifestDelta:
 
     # Before the rest: never newer than it.
     erasures = await connection.fetchval(_ERASURES)
-    files = await connection.fetch(_WHOLE, until)
+    rows = await connection.fetch(_WHOLE, until)
     schemas = await connection.fetch(_SCHEMAS, 0, until)
     erased = await connection.fetch(ERASED, None)
+    files: list[DataFile] = []
+    for start in range(0, len(rows), _CHUNK):
+        files += (data_file(row, until) for row in rows[start : start + _CHUNK])
+        await asyncio.sleep(0)
     return ManifestDelta(
         after=0,
         until=until,
-        files=tuple(data_file(row, until) for row in files),
+        files=tuple(files),
         ended={},
         schemas=tuple(_schema_life(row, until) for row in schemas),
         erasures=erasures,
