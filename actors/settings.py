@@ -49,7 +49,7 @@ class RoleSettings:
 
     claim_poll_ms: int = 100
     linger_ms: int = 30
-    linger_ms_load: int = 250
+    linger_ms_load: int = 150
     linger_ms_max: int = 2_000
     linger_entries_min: int = 5
     range_bytes_large: int = 8 * 1024 * 1024

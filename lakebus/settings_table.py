@@ -145,7 +145,7 @@ class PublishSettings(Section):
         30, "Least pause between two publications while commits keep coming.", ge=0, le=10_000
     )
     linger_ms_load: int = setting(
-        250,
+        150,
         "The longest such pause that load makes: the more requests, the longer it is.",
         ge=0,
         le=10_000,
