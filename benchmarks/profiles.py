@@ -46,6 +46,8 @@ QUESTIONS = (
     f"SELECT max(event_id) FROM {TABLE} WHERE device = 77",
 )
 _RATE, _SETTLE_S, _LOOK_S, _READY_S, _LONGEST_S = 200, 5.0, 1.0, 60.0, 600.0
+#: py-spy stops what it looks at for each sample, and falls behind where there is much to read.
+_LATE_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +96,10 @@ def main(arguments: Sequence[str]) -> int:
             f" {'direct' if url else 'Serve'} door and {given.query_clients} query clients,"
             f" closed loops; {given.seconds:g} s for each process, {_RATE} samples a second"
         )
-        profiles = _under_load(spy, stack, url or stack.url, given)
-    write(given.out, profiles, about=about, conditions=conditions)
+        profiles, unseen = _under_load(spy, stack, url or stack.url, given)
+    write(given.out, profiles, about=about, conditions=conditions, unseen=unseen)
     print(given.out / "flames.md")
-    return 0
+    return 1 if unseen else 0
 
 
 def _interrupted(number: int, frame: FrameType | None) -> None:
@@ -106,7 +108,11 @@ def _interrupted(number: int, frame: FrameType | None) -> None:
 
 def _under_load(
     spy: str, stack: RunningStack, url: str, given: argparse.Namespace
-) -> list[Profile]:
+) -> tuple[list[Profile], list[str]]:
+    """What was seen, and of what could not be looked at, why."""
+
+    found: list[Profile] = []
+    unseen: list[str] = []
     asyncio.run(measures.make_table(stack.url, stack.api_key, TABLE))
     ingest: dict[str, Any] = {
         "url": url, "read_url": stack.url, "api_key": stack.api_key, "table": TABLE,
@@ -125,13 +131,15 @@ def _under_load(
         readers.ready(_READY_S)
         loads = [_in_background(load) for load in (writers, readers)]
         time.sleep(_SETTLE_S)
-        found = [
-            _profile(spy, stack.supervisor, target, given.seconds, Path(folder))
-            for target in TARGETS
-        ]
+        for target in TARGETS:
+            try:
+                found.append(_profile(spy, stack.supervisor, target, given.seconds, Path(folder)))
+            except Failed as error:
+                unseen.append(str(error))
+                print(error, file=sys.stderr)
         if not all(load.is_alive() for load in loads):
             raise Failed("a load ended before the last process had been looked at")
-    return found
+    return found, unseen
 
 
 def _in_background(load: Program) -> threading.Thread:
@@ -153,9 +161,12 @@ def _profile(spy: str, supervisor: int, target: Target, seconds: float, folder: 
         "--format", "raw", "--full-filenames", "--function", "--output", str(raw),
     ]  # fmt: skip
     before, began = processes.cpu_of(pid), time.monotonic()
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=seconds + 60
-    )
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=seconds + _LATE_S
+        )
+    except subprocess.TimeoutExpired:
+        raise Failed(f"py-spy at the {target.title} did not end in time") from None
     used = (processes.cpu_of(pid) - before) / (time.monotonic() - began)
     if done.returncode != 0 or not raw.exists():
         raise Failed(f"py-spy at the {target.title}: {done.stderr.strip()[-400:]}")
@@ -182,17 +193,28 @@ def busiest(supervisor: int, target: Target) -> int:
 
 
 def write(
-    out: Path, profiles: Sequence[Profile], *, about: dict[str, Any], conditions: str
+    out: Path,
+    profiles: Sequence[Profile],
+    *,
+    about: dict[str, Any],
+    conditions: str,
+    unseen: Sequence[str] = (),
 ) -> None:
     out.mkdir(parents=True, exist_ok=True)
     for profile in profiles:
         title = f"{profile.target.title}: {sum(profile.stacks.values()):,} samples"
         text = picture(profile.stacks, title=title)
         (out / f"{profile.target.name}.svg").write_text(text, encoding="utf-8")
-    (out / "flames.md").write_text(report(profiles, about, conditions), encoding="utf-8")
+    text = report(profiles, about, conditions, unseen)
+    (out / "flames.md").write_text(text, encoding="utf-8")
 
 
-def report(profiles: Sequence[Profile], about: dict[str, Any], conditions: str) -> str:
+def report(
+    profiles: Sequence[Profile],
+    about: dict[str, Any],
+    conditions: str,
+    unseen: Sequence[str] = (),
+) -> str:
     versions = ", ".join(f"{name} {text}" for name, text in about["packages"].items())
     lines = [
         "# Where processor time goes",
@@ -206,6 +228,8 @@ def report(profiles: Sequence[Profile], about: dict[str, Any], conditions: str) 
         " Ray's) are not seen, so the cores that a process took may be more than its samples tell."
         " Threads that only wait are left out, and with them what uvloop does in C (sockets).",
     ]
+    if unseen:
+        lines += ["", f"Not seen: {'; '.join(unseen)}."]
     for profile in profiles:
         samples = sum(profile.stacks.values())
         lines += [
