@@ -22,20 +22,14 @@ async def ingest_door(settings: Settings, opened: Dependencies) -> DirectDoor | 
     """An ingest replica's door, unless the settings close it."""
 
     direct = settings.direct
-    if not direct.enabled:
-        return None
-    url = await _url(settings, opened, direct.url)
-    return _door(settings, url, direct.port, "direct.port")
+    return await _door(settings, opened, direct.url, direct.port, "direct.port")
 
 
 async def query_door(settings: Settings, opened: Dependencies) -> DirectDoor | None:
     """A query replica's door, unless the settings close it."""
 
     direct = settings.direct
-    if not direct.enabled:
-        return None
-    url = await _url(settings, opened, direct.query_url)
-    return _door(settings, url, direct.query_port, "direct.query_port")
+    return await _door(settings, opened, direct.query_url, direct.query_port, "direct.query_port")
 
 
 async def query_place(settings: Settings, opened: Dependencies) -> DoorPlace | None:
@@ -68,8 +62,12 @@ async def _url(settings: Settings, opened: Dependencies, told: str | None) -> In
     )
 
 
-def _door(settings: Settings, url: IngestUrl, port: int, port_setting: str) -> DirectDoor:
+async def _door(
+    settings: Settings, opened: Dependencies, told: str | None, port: int, port_setting: str
+) -> DirectDoor | None:
     http, direct = settings.http, settings.direct
+    if not direct.enabled:
+        return None
     return DirectDoor(
         DoorSettings(
             host=direct.host,
@@ -85,5 +83,5 @@ def _door(settings: Settings, url: IngestUrl, port: int, port_setting: str) -> D
             waiting_max=http.queued_requests_max,
             drain_s=http.drain_s,
         ),
-        url,
+        await _url(settings, opened, told),
     )

@@ -15,10 +15,12 @@ import json
 import re
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from typing import TypeVar
 from urllib.parse import urlsplit
 
-from lakebus.client_http import SCOPE, Connections, Exchange, TransportFailed, Way
+from lakebus.client_http import SCOPE, Connections, Exchange, Reply, TransportFailed, Way
 from lakebus.errors import MalformedRequest
 
 #: The id, in what the door says of itself.
@@ -26,6 +28,7 @@ DOOR_HEADER = "lakebus-door"
 CONNECT_S = 1.0
 _ASK_S = 0.5
 _REST_S, _REST_S_MAX = 5.0, 600.0
+_Got = TypeVar("_Got", Exchange, Reply)
 _TOLD = re.compile(r"(https?://[!-:<-~]+); ?door=([0-9a-f]{8,64})")
 
 
@@ -104,8 +107,9 @@ class Door:
             connections.close()
 
 
-class IngestWay:
-    """How rows are sent: by the direct door while it answers, or else the way of all calls."""
+class DirectWay(ABC):
+    """By a direct door while it answers, or else the way of all calls. What is believed of a door's
+    answers, and what the usual way tells of the door, is its kind's."""
 
     def __init__(self, usual: Way, door: Door) -> None:
         self._usual = usual
@@ -128,39 +132,47 @@ class IngestWay:
     ) -> Exchange:
         """One request and its whole answer. Raises TransportFailed, Cancelled."""
 
+        def direct(connections: Connections) -> Exchange | None:
+            found = connections.exchange(method, target, body, headers, timeout_s=timeout_s)
+            return None if self._is_elsewhere(found.status, found.body) else found
+
         until_s = time.monotonic() + timeout_s
-        url = self._door.url()
-        if url is not None:
-            try:
-                answer = self._connections(url).exchange(
-                    method, target, body, headers, timeout_s=timeout_s
-                )
-                if not self._is_elsewhere(answer.status, answer.body):
-                    return answer
-            except TransportFailed:
-                if self._given_up(until_s):
-                    raise
-            else:
-                self._door.failed()
-        left_s = max(0.001, until_s - time.monotonic())
-        answer = self._usual.exchange(method, target, body, headers, timeout_s=left_s)
-        self._door.learn(self._told(answer))
+        answer = self._by_door(direct, until_s)
+        if answer is None:
+            left = left_s(until_s)
+            answer = self._usual.exchange(method, target, body, headers, timeout_s=left)
+            self._door.learn(self._told(answer))
         return answer
 
+    @abstractmethod
     def _is_elsewhere(self, status: int, body: bytes) -> bool:
-        return is_elsewhere(status, body)
+        """Whether what answered at the door's address is not to be believed: it ends, is another
+        lake's, or is no lakebus at all. The usual way then says what is true."""
 
+    @abstractmethod
     def _told(self, answer: Exchange) -> str | None:
-        return answer.ingest_url
+        """The header that tells the door."""
 
-    def _given_up(self, until_s: float) -> bool:
-        """The door has failed: whether there is no time left for the other way."""
+    def _by_door(self, send: Callable[[Connections], _Got | None], until_s: float) -> _Got | None:
+        """What `send` gets there. None: there is no door now, or its answer is not believed, and
+        there is time for the other way. Raises TransportFailed, Cancelled."""
 
-        self._door.failed()
-        scope = SCOPE.get()
-        if scope is not None:
-            scope.check()
-        return time.monotonic() >= until_s
+        url = self._door.url()
+        if url is None:
+            return None
+        try:
+            answer = send(self._connections(url))
+        except TransportFailed:
+            self._door.failed()
+            scope = SCOPE.get()
+            if scope is not None:
+                scope.check()
+            if time.monotonic() >= until_s:
+                raise
+            return None
+        if answer is None:
+            self._door.failed()
+        return answer
 
     def _connections(self, url: str) -> Connections:
         with self._lock:
@@ -176,9 +188,24 @@ class IngestWay:
         return made
 
 
+class IngestWay(DirectWay):
+    """How rows are sent. Each is sent again by the other way, with its key."""
+
+    def _is_elsewhere(self, status: int, body: bytes) -> bool:
+        return is_elsewhere(status, body)
+
+    def _told(self, answer: Exchange) -> str | None:
+        return answer.ingest_url
+
+
+def left_s(until_s: float) -> float:
+    """What is left of a call's time for another way."""
+
+    return max(0.001, until_s - time.monotonic())
+
+
 def is_elsewhere(status: int, body: bytes) -> bool:
-    """Whether what answered at the door's address is not to be believed: it ends, is another
-    lake's, or is no lakebus at all. The usual way then says what is true."""
+    """Of what answers to rows: their key makes asking twice safe, so doubts go the other way."""
 
     if status < 400:
         return False

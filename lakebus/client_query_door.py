@@ -12,38 +12,30 @@ import json
 import time
 from collections.abc import Mapping
 
-from lakebus.client_door import IngestWay
-from lakebus.client_http import QUERY_URL_HEADER, Exchange, Reply, TransportFailed
+from lakebus.client_door import DirectWay, left_s
+from lakebus.client_http import QUERY_URL_HEADER, Connections, Exchange, Reply
 
 
-class QueryWay(IngestWay):
-    """How SQL is sent: by the direct door while it answers, or else the way of all calls."""
+class QueryWay(DirectWay):
+    """How SQL is sent."""
 
     def open(
         self, method: str, target: str, body: bytes, headers: Mapping[str, str], *, timeout_s: float
     ) -> Reply:
         """One request, and its answer as far as the head. Raises as `Connections.open`."""
 
+        def direct(connections: Connections) -> Reply | None:
+            found = connections.open(method, target, body, headers, timeout_s=timeout_s)
+            if found.status < 400:
+                return found
+            refusal = Refusal(found)
+            return None if self._is_elsewhere(refusal.status, refusal.body) else refusal
+
         until_s = time.monotonic() + timeout_s
-        url = self._door.url()
-        if url is not None:
-            try:
-                answer: Reply = self._connections(url).open(
-                    method, target, body, headers, timeout_s=timeout_s
-                )
-                if answer.status < 400:
-                    return answer
-                refusal = Refusal(answer)
-                if not self._is_elsewhere(refusal.status, refusal.body):
-                    return refusal
-            except TransportFailed:
-                if self._given_up(until_s):
-                    raise
-            else:
-                self._door.failed()
-        left_s = max(0.001, until_s - time.monotonic())
-        answer = self._usual.open(method, target, body, headers, timeout_s=left_s)
-        self._door.learn(answer.header(QUERY_URL_HEADER))
+        answer = self._by_door(direct, until_s)
+        if answer is None:
+            answer = self._usual.open(method, target, body, headers, timeout_s=left_s(until_s))
+            self._door.learn(answer.header(QUERY_URL_HEADER))
         return answer
 
     def _is_elsewhere(self, status: int, body: bytes) -> bool:
@@ -74,8 +66,8 @@ class Refusal(Reply):
 
 
 def is_elsewhere(status: int, body: bytes) -> bool:
-    """Whether what answered at the door's address is not to be believed: it ends or starts, is
-    another lake's, or is no lakebus at all. The usual way then says what is true."""
+    """Of what answers to SQL: the door ends or starts, is another lake's, or is no lakebus. What it
+    says of the query itself is believed, or a query without time left would run twice."""
 
     if status < 400:
         return False

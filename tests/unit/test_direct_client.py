@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager
 
 import pytest
 
@@ -14,44 +13,17 @@ from cluster.api_calls import Api
 from lakebus.client import Client
 from lakebus.client_door import Door
 from lakebus.errors import MalformedRequest, RowsInvalid
-from tests.unit.client_rig import accepted, answer_of, answering, header_of, problem_of
+from tests.unit.client_rig import accepted, answer_of, header_of, problem_of
+from tests.unit.doors_rig import ID, KEY, Doors, two_doors
 
-KEY, ID = "lbk_test", "0123456789abcdef"
 
-
-@dataclass
-class Doors:
-    """Serve's route and the direct door, and what each was asked. `direct` answers rows there."""
-
-    url: str = ""
-    direct_url: str = ""
-    told: str | None = None
-    door_id: str = ID
-    direct: bytes | None = field(default_factory=lambda: answer_of(202, accepted(1)))
-    served: list[bytes] = field(default_factory=list)
-    asked: list[bytes] = field(default_factory=list)
-
-    def by_serve(self, _: bytes) -> bytes:
-        told = [] if self.told is None else [f"Lakebus-Ingest-Url: {self.told}"]
-        return answer_of(202, accepted(1), *told)
-
-    def by_door(self, request: bytes) -> bytes | None:
-        if request.startswith(b"GET /healthz "):
-            return answer_of(200, {"status": "ok"}, f"Lakebus-Door: {self.door_id}")
-        return self.direct
-
-    @property
-    def rows_at_door(self) -> int:
-        return sum(request.startswith(b"POST") for request in self.asked)
+def rows_accepted(_: bytes, *headers: str) -> bytes:
+    return answer_of(202, accepted(1), *headers)
 
 
 @pytest.fixture
 def doors() -> Iterator[Doors]:
-    made = Doors()
-    with ExitStack() as stack:
-        made.url, made.served = stack.enter_context(answering(made.by_serve))
-        made.direct_url, made.asked = stack.enter_context(answering(made.by_door))
-        made.told = f"{made.direct_url}; door={ID}"
+    with two_doors("Lakebus-Ingest-Url", rows_accepted) as made:
         yield made
 
 
@@ -84,19 +56,15 @@ def test_the_door_is_learned_asked_and_used(doors: Doors, sender: type) -> None:
     with sender(doors) as send:
         for number in range(3):
             send(f"k{number}")
-    assert (len(doors.served), doors.rows_at_door) == (1, 2)
-    asked, *rows = doors.asked
-    assert asked.startswith(b"GET /healthz ")
-    assert KEY.encode() not in asked
-    assert all(KEY.encode() in request for request in rows)
+    doors.assert_learned()
 
 
 @both
 def test_a_door_that_is_given_is_used_at_once(doors: Doors, sender: type) -> None:
     doors.told = None
-    with sender(doors, doors.direct_url) as send:
+    with sender(doors, doors.door_url) as send:
         send("k")
-    assert (len(doors.served), doors.rows_at_door) == (0, 1)
+    assert (len(doors.served), doors.at_door) == (0, 1)
 
 
 @both
@@ -124,36 +92,36 @@ def test_a_stranger_at_the_address_never_sees_the_key(doors: Doors, sender: type
 def test_A3_what_the_door_leaves_open_goes_the_other_way_with_the_same_key(
     doors: Doors, sender: type, answer: bytes | None
 ) -> None:
-    doors.direct = answer
+    doors.refusal = answer
     with sender(doors) as send:
         for key in ("first", "second", "third"):
             send(key)
-    assert doors.rows_at_door == 1  # and then it rests
+    assert doors.at_door == 1  # and then it rests
     assert len(doors.served) == 3
     tried = doors.asked[-1]
     assert header_of(tried, b"idempotency-key") == header_of(doors.served[1], b"idempotency-key")
 
 
 def test_a_refusal_by_the_door_is_the_answer(doors: Doors) -> None:
-    doors.direct = answer_of(422, problem_of("rows_invalid", retryable=False, errors=[]))
-    with a_client(doors, doors.direct_url) as send, pytest.raises(RowsInvalid):
+    doors.refusal = answer_of(422, problem_of("rows_invalid", retryable=False, errors=[]))
+    with a_client(doors, doors.door_url) as send, pytest.raises(RowsInvalid):
         send("k")
     assert doors.served == []
 
 
 def test_a_door_that_has_failed_is_asked_again_later(doors: Doors) -> None:
     now_s = [0.0]
-    door = Door(doors.url, doors.direct_url, now_s=lambda: now_s[0])
-    assert door.url() == doors.direct_url
+    door = Door(doors.url, doors.door_url, now_s=lambda: now_s[0])
+    assert door.url() == doors.door_url
     door.failed()
     assert door.url() is None
     now_s[0] = 5.1
-    assert door.url() == doors.direct_url
+    assert door.url() == doors.door_url
     door.failed()
     doors.door_id = "x"
     door.learn(f"http://127.0.0.1:1; door={ID}")  # what was given stays
     now_s[0] = 10.3
-    assert door.url() == doors.direct_url
+    assert door.url() == doors.door_url
 
 
 def test_an_address_that_leads_nowhere_is_tried_less_and_less() -> None:
@@ -198,7 +166,7 @@ def test_the_own_address_as_ingest_url_means_the_door_is_not_used(doors: Doors) 
 
 
 def test_a_pickled_client_keeps_its_door(doors: Doors) -> None:
-    client = lakebus.connect(doors.url, KEY, ingest_url=doors.direct_url)
+    client = lakebus.connect(doors.url, KEY, ingest_url=doors.door_url)
     with client, pickle.loads(pickle.dumps(client)) as again:
         _ingest(again, "k")
-    assert (len(doors.served), doors.rows_at_door) == (0, 1)
+    assert (len(doors.served), doors.at_door) == (0, 1)

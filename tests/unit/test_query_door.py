@@ -8,8 +8,7 @@ import importlib.util
 import json
 import pickle
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +24,11 @@ from serve_app.direct_protocol import DoorProtocol
 from serve_app.direct_url import DoorPlace, IngestUrl
 from serve_app.query import WHOLE_BYTES_MAX
 from serve_app.replica_load import count_in
-from tests.unit.client_rig import answer_of, answering, problem_of
+from tests.unit.client_rig import answer_of, problem_of
+from tests.unit.doors_rig import ID, KEY, Doors, two_doors
 from tests.unit.http_rig import ARROW, Server, problem, server
 from tests.unit.test_direct_door import SETTINGS, URL, client, opened
 
-KEY, ID = "lbk_test", "0123456789abcdef"
 QUERY = "/v1/query"
 
 
@@ -190,40 +189,9 @@ def answer_to(request: bytes, *headers: str) -> bytes:
     return answer_of(200, ANSWERED, *headers)
 
 
-@dataclass
-class Doors:
-    """Serve's route and the direct door, and what each was asked. `refusal`: the door's answer."""
-
-    url: str = ""
-    door_url: str = ""
-    told: str | None = None
-    door_id: str = ID
-    refusal: bytes | None = b""
-    served: list[bytes] = field(default_factory=list)
-    asked: list[bytes] = field(default_factory=list)
-
-    def by_serve(self, request: bytes) -> bytes:
-        return answer_to(
-            request, *([] if self.told is None else [f"Lakebus-Query-Url: {self.told}"])
-        )
-
-    def by_door(self, request: bytes) -> bytes | None:
-        if request.startswith(b"GET /healthz "):
-            return answer_of(200, {"status": "ok"}, f"Lakebus-Door: {self.door_id}")
-        return answer_to(request) if self.refusal == b"" else self.refusal
-
-    @property
-    def at_door(self) -> int:
-        return sum(request.startswith(b"POST") for request in self.asked)
-
-
 @pytest.fixture
 def doors() -> Iterator[Doors]:
-    made = Doors()
-    with ExitStack() as stack:
-        made.url, made.served = stack.enter_context(answering(made.by_serve))
-        made.door_url, made.asked = stack.enter_context(answering(made.by_door))
-        made.told = f"{made.door_url}; door={ID}"
+    with two_doors("Lakebus-Query-Url", answer_to) as made:
         yield made
 
 
@@ -269,11 +237,7 @@ def test_the_door_is_learned_asked_who_it_is_and_used(doors: Doors, asker: Any) 
     with asker(doors) as ask:
         for _ in range(3):
             ask()
-    assert (len(doors.served), doors.at_door) == (1, 2)
-    first, *rest = doors.asked
-    assert first.startswith(b"GET /healthz ")
-    assert KEY.encode() not in first
-    assert all(KEY.encode() in request for request in rest)
+    doors.assert_learned()
 
 
 @each
