@@ -37,18 +37,13 @@ class Round:
         self.closed = True
         self._settle()
 
-    @property
-    def written(self) -> bool:
-        """Whether all of it is, and nothing more can join."""
-
-        return self._written.is_set()
-
-    async def gathered(self, patience_s: float) -> None:
-        """Returns once all of it is written, or time is up."""
+    async def gathered(self, patience_s: float) -> bool:
+        """Returns once all of it is written (True), or time is up."""
 
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(patience_s):
-                await self._written.wait()
+                return await self._written.wait()
+        return False
 
     def _settle(self) -> None:
         if self.closed and not self._writing:

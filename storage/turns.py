@@ -8,7 +8,7 @@ What is scarce (places in the SQL engine, work at the door) is given out here. T
   two of its requests.
 * A free place goes to the waiting principals in turn, one request each, whatever number a principal
   has waiting. So a wait is bounded by the number of principals, not by the number of requests.
-* Who has had clearly more than an equal part of late (`takes_most`), while others are there, is
+* Who has had clearly more than an equal part of late (`_takes_most`), while others are there, is
   paced: it gets its share of places in rounds, each twice as long as its turns take. What a turn
   costs besides its place (parsing, planning, sockets, other processes) is shared by nobody, and a
   flood that has its share of places filled all the time would take all of it. Rounds rather than
@@ -139,16 +139,6 @@ class Turns:
         self._forget_if_gone(party.principal_id)
         self._serve()
 
-    def takes_most(self, party: Party) -> bool:
-        """Others are there, and of what all have had of late this one had clearly more than an
-        equal part."""
-
-        line = self._lines.get(party.principal_id)
-        if line is None:
-            return False
-        now_s = self._clock.monotonic_s()
-        return self._takes_most(line, self._present(now_s), now_s)
-
     # --- who is there --------------------------------------------------------------------------
 
     def _there(self, principal_id: int) -> _Line:
@@ -176,7 +166,11 @@ class Turns:
     def _share(self, present: int) -> int:
         return self._all if present <= 1 else max(1, self._places // present)
 
-    def _takes_most(self, line: _Line, present: int, now_s: float) -> bool:
+    def _takes_most(self, line: _Line, now_s: float) -> bool:
+        """Others are there, and of what all have had of late this one had clearly more than an
+        equal part."""
+
+        present = self._present(now_s)
         if present <= 1:
             return False
         self._use.pass_to(now_s, self.held)
@@ -211,7 +205,7 @@ class Turns:
     def _round_s(self, line: _Line, now_s: float) -> float:
         """How long a round takes that begins now; 0 for who is not paced."""
 
-        if not self._takes_most(line, self._present(now_s), now_s):
+        if not self._takes_most(line, now_s):
             return 0.0
         return min(line.use.turn_s, _TURN_S_MAX) * _ROUND_TURNS
 

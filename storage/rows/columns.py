@@ -229,7 +229,7 @@ def _times(values: Sequence[Any]) -> pa.Array:
     return _timestamps(full).view(pa.time64("us"))
 
 
-_SECONDS_TEXT = _SECONDS_BYTES = len("2026-01-31T12:00:00")
+_SECONDS_TEXT = len("2026-01-31T12:00:00")
 #: Both colons of the time of day: `12+05:30` has one in the place of the second, but not the first.
 _COLONS = (len("2026-01-31T12"), len("2026-01-31T12:00"))
 
@@ -239,7 +239,7 @@ def _timestamps(values: Sequence[Any]) -> pa.Array:
     # Without a zone, a text of this length that Arrow reads has its seconds.
     if texts.null_count:
         _check_length(_present(values), _SECONDS_TEXT)
-    elif len(texts) and _lengths(texts).min() < _SECONDS_BYTES:
+    elif len(texts) and _lengths(texts).min() < _SECONDS_TEXT:
         raise ValueError("a time leaves something out")
     return _check_years(pc.cast(texts, _LOCAL))
 

@@ -353,8 +353,8 @@ def check_keys(body: bytes, present: int, raw_values: Sequence[Any]) -> None:
     data = np.frombuffer(body, np.uint8)
     before, colon = data[:-1], data[1:] == _COLON
     # Bytes up to the space are white space here: JSON strings hold no control characters.
-    loose = int(np.count_nonzero((before <= _SPACE) & colon))
-    spaced = loose > 0 and _SPACED_COLON.search(body) is not None
+    loose = np.count_nonzero((before <= _SPACE) & colon) > 0
+    spaced = bool(loose) and _SPACED_COLON.search(body) is not None
     plain = not raw_values and not spaced
     if plain and np.count_nonzero((before == _QUOTE) & colon) == present:
         return

@@ -26,18 +26,16 @@ async def test_a_round_is_written_once_it_is_closed_and_all_have_left() -> None:
     joined.leave(1)
     joined.leave(1)
     joined.close()
-    assert not joined.written
+    assert not await joined.gathered(0.001)
     joined.leave(2)
-    assert joined.written
-    await joined.gathered(60.0)
+    assert await joined.gathered(60.0)
 
 
 async def test_an_open_round_is_not_written_and_waiting_for_it_ends() -> None:
     joined = Round()
-    await joined.gathered(0.001)
-    assert not joined.written
+    assert not await joined.gathered(0.001)
     joined.close()
-    assert joined.written
+    assert await joined.gathered(60.0)
 
 
 class World:
@@ -78,6 +76,15 @@ class World:
         await coordinator.start()
         return publisher, coordinator
 
+    async def first_goes_alone(self) -> None:
+        """Of two files the first is stored, and published while the second is still written."""
+        async with asyncio.timeout(_PATIENCE_S):
+            first, second = await self.arrived.get(), await self.arrived.get()
+            self.gates[first].set()
+            (shard,) = await self.published.get()
+            self.gates[second].set()
+            assert await self.published.get() == [1 - shard]
+
 
 async def test_under_load_a_round_is_one_publication() -> None:
     world = World(_PATIENT)
@@ -100,12 +107,7 @@ async def test_under_load_a_round_is_one_publication() -> None:
 async def test_without_load_nobody_waits_for_another() -> None:
     world = World(_PATIENT)
     publisher, coordinator = await world.begun(entries=1)
-    async with asyncio.timeout(_PATIENCE_S):
-        first, second = await world.arrived.get(), await world.arrived.get()
-        world.gates[first].set()
-        (shard,) = await world.published.get()
-        world.gates[second].set()
-        assert await world.published.get() == [1 - shard]
+    await world.first_goes_alone()
     await coordinator.stop()
     await publisher.stop()
 
@@ -113,12 +115,7 @@ async def test_without_load_nobody_waits_for_another() -> None:
 async def test_a_range_that_is_stuck_holds_its_round_up_for_a_while_only() -> None:
     world = World(with_settings(ROLE_SETTINGS, linger_ms=20))
     publisher, coordinator = await world.begun(entries=5)
-    async with asyncio.timeout(_PATIENCE_S):
-        first, second = await world.arrived.get(), await world.arrived.get()
-        world.gates[first].set()
-        (shard,) = await world.published.get()
-        world.gates[second].set()
-        assert await world.published.get() == [1 - shard]
+    await world.first_goes_alone()
     await coordinator.stop()
     await publisher.stop()
 
