@@ -14,7 +14,7 @@ MUTANTS = (
         "Damaged bytes of an object reach the decoder, which takes them for the entry's fault.",
         Edit(
             _CLAIM_CHECK,
-            "    decode_segment(payload)\n    return payload\n",
+            "    await asyncio.to_thread(decode_segment, payload)\n    return payload\n",
             "    return payload\n",
         ),
         killers=matrix(_TESTS, "test_B7_bytes_damaged_on_their_way_are_asked_for_again"),
