@@ -17,12 +17,9 @@ import contextlib
 import gc
 import hashlib
 import json
-import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -30,7 +27,7 @@ import uvloop
 
 from benchmarks.machine import describe
 from benchmarks.measures import percentile
-from cluster.embedded_postgres import EmbeddedPostgres
+from benchmarks.own_postgres import own_postgres
 from cluster.migrate import upgrade
 from lakebus.clock import new_uuid
 from lakebus.schemas import Column, TableSchema
@@ -190,15 +187,8 @@ def _server(dsn: str | None) -> Iterator[str]:
     if dsn is not None:
         yield dsn
         return
-    folder = Path(tempfile.mkdtemp(prefix="lakebus-waiters-"))
-    folder.chmod(0o711)
-    server = EmbeddedPostgres(folder, durable=True, sync_init=False)
-    try:
-        asyncio.run(server.start())
-        yield server.dsn
-    finally:
-        asyncio.run(server.stop())
-        shutil.rmtree(folder, ignore_errors=True)
+    with own_postgres() as own:
+        yield own
 
 
 def main() -> None:

@@ -14,8 +14,9 @@ from benchmarks.goals.programs import Failed, Program, program
 from benchmarks.goals.report import number_text, spread_text
 from benchmarks.goals.rows import Benchmark, Row, absent, spread_of
 from benchmarks.goals.turns import Figures, Turns
-from benchmarks.growth.lake import own_postgres
+from benchmarks.growth.lake import SERVER_SETTINGS
 from benchmarks.growth.slopes import end_slope, slope
+from benchmarks.own_postgres import own_postgres
 
 GOAL = "growth"
 ROWS = 100
@@ -109,7 +110,7 @@ def _axis(context: Context, turns: Turns, axis: Axis) -> None:
     repetitions = min(context.options.repetitions, _REPETITIONS)
     order = dict(axis.quick_order if quick else axis.order)
     with (
-        own_postgres() as dsn,
+        own_postgres(SERVER_SETTINGS) as dsn,
         program(axis.program, {"dsn": dsn, **order}, log=context.log) as running,
     ):
         try:

@@ -10,7 +10,8 @@ from pathlib import Path
 from benchmarks.goals.growth import AXES, contender, details
 from benchmarks.goals.programs import program
 from benchmarks.goals.turns import Turns
-from benchmarks.growth.lake import own_postgres
+from benchmarks.growth.lake import SERVER_SETTINGS
+from benchmarks.own_postgres import own_postgres
 
 
 def main() -> None:
@@ -23,7 +24,10 @@ def main() -> None:
     parser.add_argument("--snapshots", type=int, default=10_000, help="where they do not grow")
     given = parser.parse_args()
     axis, turns = axes[given.axis], Turns()
-    with tempfile.TemporaryDirectory(prefix="lakebus-growth-log-") as folder, own_postgres() as dsn:
+    with (
+        tempfile.TemporaryDirectory(prefix="lakebus-growth-log-") as folder,
+        own_postgres(SERVER_SETTINGS) as dsn,
+    ):
         order = {"dsn": dsn, "tables": given.tables, "snapshots": given.snapshots}
         log = Path(folder) / "words.log"
         with program(axis.program, order, log=log) as running:

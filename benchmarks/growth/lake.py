@@ -12,17 +12,13 @@ on a server of its own autovacuum is off, so that it is not counted.
 
 from __future__ import annotations
 
-import asyncio
 import datetime as dt
 import decimal
 import hashlib
 import random
-import shutil
-import tempfile
 import uuid
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
-from pathlib import Path
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from typing import Any, cast
 
 import asyncpg
@@ -30,7 +26,6 @@ import pyarrow as pa
 
 from benchmarks import data
 from benchmarks.growth.counters import Meter
-from cluster.embedded_postgres import EmbeddedPostgres
 from cluster.migrate import upgrade
 from lakebus.clock import new_uuid
 from lakebus.schemas import Column, TableSchema
@@ -294,6 +289,10 @@ def _batch(schema: TableSchema, first_event: int, rng: random.Random) -> pa.Reco
     )
 
 
+#: The server's, on top of a stack's own: what is counted must not depend on when it vacuums.
+SERVER_SETTINGS = {"autovacuum": "off"}
+
+
 @asynccontextmanager
 async def growing_lake(dsn: str, *, seed: int = 5) -> AsyncIterator[GrowingLake]:
     """On an empty database. A claim takes one entry, so that each publication is of one."""
@@ -310,19 +309,3 @@ async def growing_lake(dsn: str, *, seed: int = 5) -> AsyncIterator[GrowingLake]
         await meter.close()
         await connection.close()
         await lake.close()
-
-
-@contextmanager
-def own_postgres() -> Iterator[str]:
-    """The DSN of a server with the settings of a stack's, fsync on; only autovacuum is off. It
-    belongs to whoever starts the programs, so that it is stopped however they end."""
-
-    folder = Path(tempfile.mkdtemp(prefix="lakebus-growth-"))
-    folder.chmod(0o711)
-    server = EmbeddedPostgres(folder, sync_init=False, settings={"autovacuum": "off"})
-    try:
-        asyncio.run(server.start())
-        yield server.dsn
-    finally:
-        asyncio.run(server.stop())
-        shutil.rmtree(folder, ignore_errors=True)

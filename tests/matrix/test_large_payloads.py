@@ -7,7 +7,6 @@ against the entry, and nothing about it is decided by what lies in the store.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ import pytest
 
 from actors.coordinator import RangeEnd
 from lakebus.errors import OutcomeUnknown, Unavailable
-from storage.bus.interface import Accepted, KeyTaken, NewEntry, SchemaStale
+from storage.bus.interface import Accepted, KeyTaken, NewEntry
 from storage.files.objects import LocalObjectStore, ObjectStore
 from storage.maintenance.checks.bus import check_payloads
 from storage.maintenance.checks.strays import check_strays
@@ -25,8 +24,13 @@ from storage.maintenance.findings import Findings
 from tests.conformance.harness import entry_of
 from tests.failpoints.actions import Raise
 from tests.failpoints.points import Failpoints
-from tests.faults.store import FaultyStore, StoreFault
-from tests.matrix.test_worker_files import large_entry, payload_store, puts
+from tests.faults.store import StoreFault
+from tests.matrix.test_worker_files import (
+    large_entry,
+    payload_store,
+    puts,
+    refused_after_put,
+)
 from tests.matrix.worker_rig import WorkerRig, rig
 from tests.matrix.worker_roles import FailpointFate
 
@@ -111,23 +115,10 @@ async def test_A5_two_large_entries_with_one_key_leave_one_object(rig: WorkerRig
     await finished(rig)
 
 
-async def _refused(rig: WorkerRig, store: FaultyStore) -> NewEntry:
-    """The table changes between the put and the append that was to name it."""
-    entry = large_entry(rig, [1], key="k")
-    append = asyncio.create_task(rig.lake.bus.append(entry))
-    await store.reached()
-    schema = dataclasses.replace(rig.table, version=2)
-    await rig.lake.catalog.alter_table(schema=schema, expected_version=1)
-    store.let_go()
-    assert await append == SchemaStale((rig.table.table_id,))
-    (part,) = entry.parts
-    return dataclasses.replace(entry, parts=(dataclasses.replace(part, schema_version=2),))
-
-
 async def test_M07_a_large_entry_that_is_refused_leaves_nothing_behind(rig: WorkerRig) -> None:
     store = payload_store(rig, StoreFault.HELD_AFTER)
     await rig.configure(store=store, **SETTINGS)
-    again = await _refused(rig, store)
+    again = await refused_after_put(rig, store)
     assert (objects(rig), await intents(rig)) == ([], 0)
     await rig.append_entry(again, [1])
     await finished(rig)
@@ -140,7 +131,7 @@ async def test_M07_what_cannot_be_removed_at_once_is_told_by_its_intent(
     store = payload_store(rig, StoreFault.HELD_AFTER)
     await rig.configure(store=store, **SETTINGS, intent_ttl_s=2.0)
     failpoints.arm("claim_check.before_discard", Raise(Unavailable("the store is away")))
-    again = await _refused(rig, store)
+    again = await refused_after_put(rig, store)
     (left,) = objects(rig)
     assert await intents(rig) == 1
     await rig.append_entry(again, [1])

@@ -47,6 +47,20 @@ def payload_store(rig: WorkerRig, fault: StoreFault) -> FaultyStore:
     return FaultyStore(LocalObjectStore(rig.root), script)
 
 
+async def refused_after_put(rig: WorkerRig, store: FaultyStore) -> NewEntry:
+    """The table changes between the put of a payload and the append that was to name it. Returns
+    the entry as the table takes it now."""
+    entry = large_entry(rig, [1], key="k")
+    append = asyncio.create_task(rig.lake.bus.append(entry))
+    await store.reached()
+    schema = dataclasses.replace(rig.table, version=2)
+    await rig.lake.catalog.alter_table(schema=schema, expected_version=1)
+    store.let_go()
+    assert await append == SchemaStale((rig.table.table_id,))
+    (part,) = entry.parts
+    return dataclasses.replace(entry, parts=(dataclasses.replace(part, schema_version=2),))
+
+
 def puts(store: FaultyStore, part: str) -> list[StoreCall]:
     wanted = (Operation.PUT, part)
     return [c for c in store.calls if (c.operation, c.key.partition("/")[0]) == wanted]
@@ -58,19 +72,9 @@ def puts(store: FaultyStore, part: str) -> list[StoreCall]:
 async def test_M07_a_spilled_payload_whose_append_is_refused_is_told_by_its_intent(
     rig: WorkerRig,
 ) -> None:
-    """The table changes between the put of a payload and the append that was to name it."""
     store = payload_store(rig, StoreFault.HELD_AFTER)
     await rig.configure(store=store, claim_check_bytes=SPILL_BYTES, intent_ttl_s=1.0)
-    entry = large_entry(rig, [1], key="k")
-    append = asyncio.create_task(rig.lake.bus.append(entry))
-    await store.reached()
-    schema = dataclasses.replace(rig.table, version=2)
-    await rig.lake.catalog.alter_table(schema=schema, expected_version=1)
-    store.let_go()
-    assert await append == SchemaStale((rig.table.table_id,))
-
-    (part,) = entry.parts
-    again = dataclasses.replace(entry, parts=(dataclasses.replace(part, schema_version=2),))
+    again = await refused_after_put(rig, store)
     await rig.append_entry(again, [1])
     await rig.started()
     await rig.drain()
