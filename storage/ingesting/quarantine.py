@@ -88,7 +88,7 @@ class QuarantineService:
         table; None when the stored bytes cannot be read."""
 
         if not item.payload:
-            return None  # erased
+            return None  # erased, or given up
         if item.kind == "rejects":
             return msgspec.Raw(item.payload)
         try:
@@ -169,7 +169,10 @@ class QuarantineService:
         if fixed is not None:
             return self._prepare_fixed(item, fixed, schemas)
         if not item.payload:
-            raise MalformedRequest("the rows were erased; send the fixed rows in the body")
+            raise MalformedRequest(
+                "its rows are gone: they were erased, or given up after their bytes were lost; "
+                "send the rows in the body"
+            )
         if item.kind == "rejects":
             (schema,) = schemas.values()
             return prepare_one(

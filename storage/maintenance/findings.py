@@ -150,7 +150,9 @@ FINDINGS: Final = tuple(
             "payload_missing",
             _E,
             "The bytes of accepted rows that are not published yet are gone or damaged.",
-            "Restore the object from a copy of the store; its entries wait for it.",
+            "Put the object back from a copy (`lakebus repair --from DIR`); its entries wait for"
+            " it. If there is none: `lakebus repair` gives their rows up.",
+            True,
         ),
         (
             "quarantine_payload_missing",

@@ -95,6 +95,15 @@ class WaitingPayload:
 
 
 @dataclass(frozen=True, slots=True)
+class GivenUp:
+    """Entries whose bytes were lost, the rows that they had, and the snapshot that ended them."""
+
+    entries: int
+    rows: int
+    snapshot_id: int
+
+
+@dataclass(frozen=True, slots=True)
 class InspectedTag:
     """`readable`: its snapshot is there and retained."""
 
@@ -194,6 +203,11 @@ class Repairs(Protocol):
         *,
         by: str,
     ) -> bool: ...
+
+    async def give_up(self, payload: WaitingPayload, *, reason: str, by: str) -> GivenUp | None:
+        """Sets the entries of the group that have no end yet aside without their bytes, in a
+        publication. None: there are none, or nobody has tried to publish them yet."""
+        ...
 
     async def note(self, action: str, subject: str, detail: Mapping[str, Any], *, by: str) -> None:
         """Records a change of the object store."""

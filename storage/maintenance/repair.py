@@ -15,8 +15,10 @@ it is started anew.
 from __future__ import annotations
 
 import asyncio
+import re
 import uuid
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,14 +29,19 @@ from lakebus.snapshots import DataFile
 from storage.catalog.interface import Catalog
 from storage.files.objects import ObjectExists, ObjectStore
 from storage.files.statistics import statistics_to_json
+from storage.maintenance.checks.bus import payload_fault
 from storage.maintenance.checks.contents import read_contents, sha256_of, true_statistics
 from storage.maintenance.checks.strays import file_id_of
 from storage.maintenance.findings import KINDS
-from storage.maintenance.inspection import InspectedFile, Inspection, Repairs
+from storage.maintenance.inspection import InspectedFile, Inspection, Repairs, WaitingPayload
 from storage.maintenance.interface import Swap, SwapOperation, SwapOutcome, Upkeep
+from storage.rows.segment import decode_segment
 
 _INTENT_TTL_S = 3_600.0
+_PLACE = re.compile(r"(\d{1,5})-(\d{1,18})")
 _SWAP_ATTEMPTS = 3
+#: What the callers of such entries are told.
+_GIVEN_UP = "the bytes of these rows were lost before they were published, and they were given up"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +106,7 @@ class Repairer:
             "tag_without_snapshot": self._tag,
             "stray_object": self._stray,
             "missing_object": self._missing,
+            "payload_missing": self._payload,
             "statistics_false": self._statistics,
         }
         maker = makers.get(finding.code)
@@ -204,6 +212,78 @@ class Repairer:
             (f"put {copy}, which has the published SHA-256, back as {file.object_key}",),
             apply=apply,
         )
+
+    # --- bytes on the bus ---------------------------------------------------------------------
+
+    async def _payload(self, finding: FindingName) -> Plan:
+        waiting = await self._waiting(finding)
+        fault = None if waiting is None else await self._payload_fault(waiting)
+        if waiting is None or fault is None:
+            return _nothing(finding)
+        if self.copies is not None:
+            return await self._payload_back(finding, waiting, self.copies)
+
+        async def apply() -> str:
+            if await self._payload_fault(waiting) is None:
+                return _done(False, "")
+            given_up = await self.repairs.give_up(waiting, reason=_GIVEN_UP, by=self.by)
+            if given_up is None:
+                return (
+                    "nothing was changed: nobody has tried to publish them yet, or they have ended"
+                )
+            return (
+                f"{given_up.rows} rows of {given_up.entries} requests were given up with snapshot"
+                f" {given_up.snapshot_id}; lakebus quarantine list has them"
+            )
+
+        return Plan(
+            finding,
+            (
+                f"give up the rows of the requests at the positions [{waiting.lo}, {waiting.hi}) of"
+                f" shard {waiting.shard} that are not published ({fault}): they are lost, their"
+                " batches become quarantined, without bytes, and the shard goes on",
+            ),
+            apply=apply,
+        )
+
+    async def _payload_back(
+        self, finding: FindingName, waiting: WaitingPayload, copies: Path
+    ) -> Plan:
+        key = waiting.payload_key
+        copy = None if key is None else await asyncio.to_thread(_segment_of, copies, key)
+        if key is None or copy is None:
+            return Plan(
+                finding,
+                reason=f"No file below {copies} is a whole copy of {key or 'them'}. Without --from"
+                " this gives their rows up.",
+            )
+
+        async def apply() -> str:
+            if await self._payload_fault(waiting) is None:
+                return _done(False, "")
+            data = await asyncio.to_thread(copy.read_bytes)
+            await self.store.delete(key)  # what is there is damaged, and objects do not change
+            await self.store.put_new(key, data)
+            await self.repairs.note(
+                "repair.payload_missing",
+                f"entries {finding.name}",
+                {"object_key": key, "from": str(copy)},
+                by=self.by,
+            )
+            return "the object was put back"
+
+        return Plan(finding, (f"put {copy}, which is whole, back as {key}",), apply=apply)
+
+    async def _payload_fault(self, waiting: WaitingPayload) -> str | None:
+        return await payload_fault(waiting, self.store, contents=True)
+
+    async def _waiting(self, finding: FindingName) -> WaitingPayload | None:
+        found = _PLACE.fullmatch(finding.name)
+        if found is None:
+            raise MalformedRequest(
+                f"{finding.name[:80]!r} is not SHARD-POSITION; {finding.code} needs one"
+            )
+        return await self.inspection.waiting_payload(int(found[1]), int(found[2]))
 
     # --- statistics ---------------------------------------------------------------------------
 
@@ -314,6 +394,17 @@ def _nothing(finding: FindingName) -> Plan:
 
 def _done(done: bool, words: str) -> str:
     return words if done else "nothing was changed: it is not so any more"
+
+
+def _segment_of(folder: Path, key: str) -> Path | None:
+    """A file of the same name, anywhere below the folder, whose own checksum is right."""
+
+    for candidate in sorted(folder.rglob(key.rpartition("/")[2])):
+        with suppress(Corrupt):
+            if candidate.is_file():
+                decode_segment(candidate.read_bytes())
+                return candidate
+    return None
 
 
 def _copy_of(folder: Path, file: DataFile) -> Path | None:

@@ -74,7 +74,7 @@ class PostgresLake:
         self.traces = PostgresTraces(pool=general)
         self.jobs = PostgresJobs(pool=general)
         self.inspection = PostgresInspection(pool=scans, keeps_marker=object_store is not None)
-        self.repairs = PostgresRepairs(pool=general)
+        self.repairs = PostgresRepairs(pool=general, guard=guard)
         self.upkeep = PostgresUpkeep(
             pool=general,
             scans=scans,

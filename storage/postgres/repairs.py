@@ -1,6 +1,7 @@
 """The changes of `lakebus repair` in PostgreSQL. See `storage.maintenance.inspection.Repairs`.
 
-Each is one statement that looks at its reason once more and writes the audit log with the change.
+Each is one statement that looks at its reason once more and writes the audit log with the change;
+giving entries up is one call of a server-side function (`storage/sql/functions/give_up.sql`).
 """
 
 from __future__ import annotations
@@ -9,10 +10,13 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
+from lakebus.clock import new_uuid
 from lakebus.snapshots import ColumnStatistics, DataFile
 from storage.files.statistics import statistics_to_json
+from storage.maintenance.inspection import GivenUp, WaitingPayload
 from storage.postgres.failures import writing
 from storage.postgres.pool import Pool
+from storage.postgres.rewind import HistoryGuard
 
 _AUDIT = """
 INSERT INTO audit (at, principal, action, subject, detail)
@@ -38,10 +42,13 @@ changed AS (
     RETURNING f.file_id, b.statistics AS statistics_before, f.statistics)
 {_AUDIT}"""
 
+_GIVE_UP = "SELECT * FROM give_up($1, $2, $3, $4, $5, $6)"
+
 
 class PostgresRepairs:
-    def __init__(self, *, pool: Pool) -> None:
+    def __init__(self, *, pool: Pool, guard: HistoryGuard) -> None:
         self._pool = pool
+        self._guard = guard
 
     async def drop_intent(self, file_id: uuid.UUID, *, by: str) -> bool:
         return await self._change(_INTENT, by, "repair.leftover_intent", f"file {file_id}", file_id)
@@ -61,6 +68,18 @@ class PostgresRepairs:
             file.sha256,
             statistics_to_json(statistics),
         )
+
+    async def give_up(self, payload: WaitingPayload, *, reason: str, by: str) -> GivenUp | None:
+        async with self._pool.connection() as connection:
+            with writing():
+                row = await connection.fetchrow(
+                    _GIVE_UP, new_uuid(), payload.shard, payload.lo, payload.hi, reason, by
+                )
+        assert row is not None
+        if row["snapshot_id"] is None:
+            return None
+        self._guard.changed()
+        return GivenUp(**row)
 
     async def note(self, action: str, subject: str, detail: Mapping[str, Any], *, by: str) -> None:
         async with self._pool.connection() as connection:

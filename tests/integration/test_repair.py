@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,11 @@ from lakebus.clock import new_uuid
 from lakebus.errors import MalformedRequest
 from lakebus.schemas import TableSchema
 from lakebus.snapshots import DataFile
+from storage.bus.interface import Accepted, BatchState, Claim, KeyTaken, NewEntry
+from storage.catalog.interface import Commit, CommitOutcome
 from storage.maintenance.findings import FINDINGS
 from storage.maintenance.repair import FindingName, Plan, Repairer
+from tests.conformance.harness import entry_of
 from tests.integration.validation_fixtures import file, lake, table, template
 from tests.integration.validation_rig import ValidatedLake
 
@@ -158,6 +162,147 @@ async def test_E6_a_damaged_file_cannot_tell_its_statistics(
     planned = await plan(lake, f"statistics_false:{file.file_id}")
     assert not planned.changes
     assert "checksum_differs" in planned.reason
+
+
+# --- bytes on the bus --------------------------------------------------------------------------
+
+KEY = "bus/00000000-0000-4000-8000-000000000001.segment"
+
+
+async def group(
+    lake: ValidatedLake, table: TableSchema, *ids: int
+) -> tuple[list[NewEntry], list[Accepted]]:
+    """One group on one shard, an entry of one row for each id."""
+
+    entries = [entry_of(table, [one], key=f"key {one}", ordering_key="one") for one in ids]
+    found = await asyncio.gather(*(lake.bus.append(entry) for entry in entries))
+    assert all(isinstance(one, Accepted) for one in found)
+    return entries, [one for one in found if isinstance(one, Accepted)]
+
+
+async def lose(lake: ValidatedLake, lost: Accepted) -> None:
+    """The object of the group of this entry, as if it had had one that is gone."""
+
+    assert lake.sql is not None
+    segment_id = await lake.sql.fetchval(
+        "UPDATE bus_log SET payload_key = $1 WHERE shard = $2 AND lo <= $3 AND hi > $3"
+        " RETURNING segment_id",
+        KEY,
+        lost.shard,
+        lost.position,
+    )
+    await lake.execute("DELETE FROM bus_segment_0 WHERE segment_id = $1", segment_id)
+
+
+async def rows(lake: ValidatedLake, table: TableSchema) -> list[int]:
+    files = await lake.upkeep.live_files(table.table_id)
+    return sorted([one for file in files for one in (await lake.rows_of(file))["1"].to_pylist()])
+
+
+async def claimed(lake: ValidatedLake) -> Claim:
+    claim = await lake.bus.claim(lake.owner)
+    assert claim is not None
+    return claim
+
+
+async def test_B9_entries_whose_bytes_are_lost_are_given_up_and_their_shard_goes_on(
+    lake: ValidatedLake,
+) -> None:
+    table = await lake.create()
+    await group(lake, table, 1, 2)
+    entries, lost = await group(lake, table, 3, 4, 5)
+    _, after = await group(lake, table, 6)
+    await lose(lake, lost[0])
+    shard, lo = lost[0].shard, min(one.position for one in lost)
+    finding = f"payload_missing:{shard}-{lo}"
+
+    assert "there is no object" in (await plan(lake, finding)).changes[0]
+    assert "nobody has tried" in await repair(lake, finding)
+
+    held = await claimed(lake)  # of all three groups
+    assert (held.lease.lo, held.lease.hi) == (lo - 2, after[0].position + 1)
+    assert (await repair(lake, finding)).startswith("3 rows of 3 requests")
+    late = Commit(commit_id=new_uuid(), lease=held.lease, files=(), range_bytes=0, owner=lake.owner)
+    published = await lake.catalog.publish(new_uuid(), [late])
+    assert published.outcomes[late.commit_id] is CommitOutcome.LEASE_LOST
+    await lake.publish()
+    assert await rows(lake, table) == [1, 2, 6]
+    status = (await lake.bus.shard_status())[shard]
+    assert (status.watermark, status.backlog_bytes) == (status.end, 0)
+
+    for entry, one in zip(entries, lost, strict=True):
+        batch = await lake.bus.batch(one.receipt.batch_id)
+        assert batch is not None
+        assert batch.state is BatchState.QUARANTINED
+        assert "lost" in str(batch.reason)
+        again = await lake.bus.append(entry)
+        assert isinstance(again, KeyTaken), "A3: a retry is no second entry"
+        assert again.record.receipt == one.receipt
+    items = await lake.bus.quarantine_items()
+    assert [(one.rows, one.payload) for one in items] == [(1, b"")] * 3
+    assert await lake.findings() == {
+        ("quarantine_payload_missing", f"quarantine {item.quarantine_id}") for item in items
+    }
+    for item in items:
+        await lake.bus.drop_quarantined(item.quarantine_id)
+    assert await lake.findings() == set()
+    assert await audit(lake) == [("operator", "repair.payload_missing", f"entries {shard}-{lo}")]
+    assert not (await plan(lake, finding)).changes
+
+
+async def test_B9_only_what_of_a_lost_group_has_no_end_is_given_up(lake: ValidatedLake) -> None:
+    """Its halves are tried apart (B8), so one may be published before the bytes are lost."""
+
+    table = await lake.create()
+    _, lost = await group(lake, table, 1, 2)
+    whole = await claimed(lake)
+    await lake.bus.nack(whole.lease, error="as one", delay_s=0.0)
+    half = await claimed(lake)
+    staged = await lake.stager.stage(half, await lake.bus.read(half))
+    commit = Commit(
+        commit_id=new_uuid(),
+        lease=half.lease,
+        files=staged.files,
+        range_bytes=staged.range_bytes,
+        owner=lake.owner,
+    )
+    await lake.catalog.publish(new_uuid(), [commit])
+    await lose(lake, lost[0])
+    finding = f"payload_missing:{whole.lease.shard}-{whole.lease.lo}"
+    assert (await repair(lake, finding)).startswith("1 rows of 1 requests")
+    (item,) = await lake.bus.quarantine_items()
+    assert (item.position, item.attempts) == (whole.lease.hi - 1, 1)
+    assert len(await rows(lake, table)) == 1
+    await lake.bus.drop_quarantined(item.quarantine_id)
+    assert await lake.findings() == set()
+
+
+async def test_E6_a_lost_payload_is_put_back_from_a_whole_copy_only(
+    lake: ValidatedLake, tmp_path: Path
+) -> None:
+    table = await lake.create()
+    _, lost = await group(lake, table, 1)
+    assert lake.sql is not None
+    payload = await lake.sql.fetchval("SELECT payload FROM bus_segment")
+    await lose(lake, lost[0])
+    finding = f"payload_missing:{lost[0].shard}-{lost[0].position}"
+    copies = tmp_path / "copies"
+    copies.mkdir()
+    copy = copies / KEY.rpartition("/")[2]
+    copy.write_bytes(payload[:-1] + bytes([payload[-1] ^ 1]))
+    await lake.store.put_new(KEY, copy.read_bytes())
+
+    refused = await plan(lake, finding, copies)
+    assert not refused.changes
+    assert "Without --from this gives their rows up" in refused.reason
+    copy.write_bytes(payload)
+    assert await repair(lake, finding, copies) == "the object was put back"
+    assert await lake.findings() == set()
+    await lake.publish()
+    assert await rows(lake, table) == [1]
+
+
+# --- names --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("code", [kind.code for kind in FINDINGS if not kind.repairable])

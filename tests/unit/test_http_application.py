@@ -268,6 +268,17 @@ async def test_B9_rejected_rows_are_fixed_and_sent(lake: Server) -> None:
     ] == fixed.json()["receipt"]["batch_id"]
 
 
+async def test_B9_rows_whose_bytes_are_gone_are_sent_by_who_has_them(lake: Server) -> None:
+    number = await quarantined(lake, [{"id": 1}])
+    await lake.bus.erase_quarantined(number, reason="lost")
+    assert (await lake.get(f"/v1/admin/quarantine/{number}")).json()["rows_json"] is None
+    found = problem(await replay(lake, number), 400, "malformed_request")
+    assert "send the rows in the body" in found["detail"]
+    answer = await replay(lake, number, [{"id": 1}])
+    assert answer.json()["receipt"]["rows"] == 1
+    assert lake.entries == 2
+
+
 async def test_B9_several_tables_are_replayed_together(lake: Server) -> None:
     await lake.create(EVENTS | {"name": "others"})
     number = await quarantined(lake, {"events": [{"id": 1}], "others": [{"id": 2}]}, table="*")

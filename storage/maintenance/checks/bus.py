@@ -27,23 +27,24 @@ async def check_payloads(
     waiting = 0
     async for one in inspection.waiting_payloads():
         waiting += 1
-        if await _fault(one, store, contents=contents) is None:
+        if await payload_fault(one, store, contents=contents) is None:
             continue
         # It may have become terminal, and its bytes have been let go, since.
         now = await inspection.waiting_payload(one.shard, one.lo)
-        fault = None if now is None else await _fault(now, store, contents=contents)
+        fault = None if now is None else await payload_fault(now, store, contents=contents)
         if now is not None and fault is not None:
             findings.add(
                 "payload_missing",
-                f"shard {now.shard} position {now.lo}",
-                f"{fault}; the bytes of the positions [{now.lo}, {now.hi}) were there",
+                f"entries {now.shard}-{now.lo}",
+                f"{fault}; the bytes of the positions [{now.lo}, {now.hi}) of shard {now.shard}"
+                " were there",
             )
     for quarantine_id in await inspection.quarantine_without_payload(limit=_QUARANTINE_MAX):
         findings.add("quarantine_payload_missing", f"quarantine {quarantine_id}", "it is empty")
     return waiting
 
 
-async def _fault(one: WaitingPayload, store: ObjectStore, *, contents: bool) -> str | None:
+async def payload_fault(one: WaitingPayload, store: ObjectStore, *, contents: bool) -> str | None:
     """Why the bytes cannot be had; None when they can."""
 
     if one.has_bytes:
