@@ -160,7 +160,7 @@ class Settings(BaseSettings):
             problems.append("bus.idempotency_window_hours must be at least 24")
         if self.query.timeout_ms_default > self.query.timeout_ms_max:
             problems.append("query.timeout_ms_default must not exceed query.timeout_ms_max")
-        if self.http.query_replicas_min > self.http.query_replicas_max:
+        if 0 < self.http.query_replicas_max < self.http.query_replicas_min:
             problems.append("http.query_replicas_min must not exceed http.query_replicas_max")
         if self.postgres.dsn is None and not self.postgres.embedded:
             problems.append("postgres.dsn must be given, because postgres.embedded is off")

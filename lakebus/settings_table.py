@@ -223,7 +223,12 @@ class HttpSettings(Section):
     ingest_replicas: int = setting(1, "Ingest replicas.", ge=1, le=1000, production=2)
     query_replicas_min: int = setting(1, "Query replicas at rest.", ge=1, le=1000)
     query_replicas_max: int = setting(
-        2, "Query replicas under load.", ge=1, le=1000, test=1, production=16
+        0,
+        "Query replicas under load; 0: 2, or 1 on fewer than 4 processors.",
+        ge=0,
+        le=1000,
+        test=1,
+        production=16,
     )
     ongoing_requests_max: int = setting(
         256, "Requests one replica works on at a time.", ge=1, le=10_000

@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 import dataclasses
 import importlib
+import os
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Protocol, cast
@@ -58,6 +59,8 @@ _SHUTDOWN_MARGIN_S = 5.0
 _BROADCAST_S = 5.0
 #: Queries that a replica may have going before another one is started.
 _QUERIES_TARGET = 4
+#: With fewer, a second query replica takes from the first what it needs.
+_PROCESSORS_FOR_TWO = 4
 _UPSCALE_DELAY_S, _DOWNSCALE_DELAY_S = 5.0, 120.0
 
 
@@ -318,7 +321,9 @@ def _deployment(
 
 
 def _query_scale(http: HttpSettings) -> dict[str, Any]:
-    low, high = http.query_replicas_min, http.query_replicas_max
+    low = http.query_replicas_min
+    processors = len(os.sched_getaffinity(0))
+    high = http.query_replicas_max or max(low, 2 if processors >= _PROCESSORS_FOR_TWO else 1)
     if low == high:
         return {"num_replicas": low}
     return {

@@ -52,6 +52,20 @@ def test_deployments_are_bounded_and_told_a_path_only() -> None:
     assert (scale.min_replicas, scale.max_replicas) == (1, 3)
 
 
+@pytest.mark.parametrize(
+    ("processors", "low", "most"), [(2, 1, 1), (3, 2, 2), (4, 1, 2), (64, 1, 2), (64, 3, 3)]
+)
+def test_unless_told_a_second_query_replica_needs_processors(
+    monkeypatch: pytest.MonkeyPatch, processors: int, low: int, most: int
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(processors)))
+    http = HttpSettings(query_replicas_min=low)
+    query, _ = build(http, settings_path="/some/path", api_factory="a:b", query_factory="c:d")
+    bound = query.target._bound_deployment
+    scale = bound._deployment_config.autoscaling_config
+    assert (bound.num_replicas if scale is None else scale.max_replicas) == most
+
+
 def test_a_factory_that_cannot_be_imported_is_named() -> None:
     for path in ("nothing", "no_such_module:x", "serve_app.app:nothing", ""):
         with pytest.raises(ConfigurationError):
