@@ -123,7 +123,7 @@ class Writers:
         request = RunRequest(1, sql, "", (), form, integers, most, most, False, "")
         taken = _Taken()
         binding = bind(self._cursor, request, None)
-        stream(self._cursor, binding, request, taken, lambda: None)
+        stream(binding, request, taken, lambda: None)
         return taken.columns, b"".join(taken.parts)
 
 

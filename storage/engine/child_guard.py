@@ -30,6 +30,7 @@ from storage.engine.child_faults import (
 from storage.engine.child_functions import CLOCK_FUNCTIONS, TABLE_FUNCTIONS, FunctionRules
 from storage.engine.child_references import Reference, Rewriting, rewrite, tree_of_side
 from storage.engine.child_relations import SYSTEM_SCHEMAS, Findings, Relations, fold
+from storage.engine.child_sandbox import quote_text
 from storage.engine.plans import INFORMATION_SCHEMA, LISTINGS, SHAPES, At, rows_at, side_name
 
 _EXPRESSIONS = frozenset(
@@ -242,8 +243,9 @@ class Guard:
 
     def _serialize(self, text: str, sql: str, shift: int) -> bytes:
         try:
+            # As a literal: a parameter makes DuckDB plan twice, which is a third of the time.
             row = self._connection.execute(
-                "SELECT json_serialize_sql(CAST(? AS VARCHAR))", [text]
+                f"SELECT json_serialize_sql({quote_text(text)})"
             ).fetchone()
         except duckdb.Error as error:
             raise _as_refusal(error, text, shift) from error

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -32,7 +33,7 @@ from storage.engine.child_query import (
 from storage.engine.child_sandbox import quote_text
 from storage.engine.child_scopes import ScopeCache
 from storage.engine.child_sink import FrameSink
-from storage.engine.child_small import SmallAnswers
+from storage.engine.child_small import SmallAnswers, shape_of
 from storage.engine.wire import RUN, Failure, RunRequest
 
 
@@ -142,15 +143,19 @@ class Lane:
             pin_clock(session.cursor, guarded, request.started_at)
             self._wrapped = guarded.rewriting is not None
             run, bound = rewritten(guarded, request, parameters, scope.catalog)
-            binding = None
-            if request.result_format == "json" and small.expects(request.sql, request.sources):
+            shape = shape_of(request.sql, request.sources)
+            binding, began_s = None, time.perf_counter()
+            if request.result_format == "json" and small.expects(shape):
                 binding = execute_small(session.cursor, run, bound)
+                if binding is None:
+                    small.disappointed(shape)
             if binding is None:
                 binding = bind(session.cursor, run, bound)
             self._wrapped = self._wrapped or binding.wrapped
             check()
-            rows = stream(session.cursor, binding, request, sink, check)
-            small.learn(request.sql, request.sources, binding.types, rows)
+            rows = stream(binding, request, sink, check)
+            if binding.relation is not None:
+                small.learn(shape, binding.types, rows, time.perf_counter() - began_s)
 
 
 def _decoded(parameters: str) -> Any:

@@ -27,7 +27,7 @@ from storage.engine.child_formats import (
 from storage.engine.child_guard import GuardedStatement
 from storage.engine.child_sandbox import CLOCK_VARIABLE, quote_name
 from storage.engine.child_sink import Sink
-from storage.engine.child_small import arrow_type, read_batches
+from storage.engine.child_small import SMALL_ROWS, are_whole, columns_of, encode_small, is_plain
 from storage.engine.child_types import Carrier, export_cast, json_form, spell, uncarried
 from storage.engine.wire import End, Header, RunRequest
 
@@ -47,13 +47,14 @@ _TEXT_FORMATS = frozenset({"json", "ndjson", "csv"})
 class Binding:
     """A bound query. `wrapped`: DuckDB sees a projection around the text, so positions are off.
 
-    `relation` is None when the cursor has executed the statement already (child_small).
+    `relation` is None when the statement was executed already, and gave `rows` (child_small).
     """
 
     relation: duckdb.DuckDBPyRelation | None
     columns: tuple[tuple[str, str], ...]
     types: tuple[Any, ...]
     wrapped: bool
+    rows: tuple[tuple[Any, ...], ...] = ()
 
 
 def check_parameters(guarded: GuardedStatement, given: list[Any] | dict[str, Any] | None) -> Any:
@@ -156,16 +157,17 @@ def _check_carried(name: str, kind: Any, carrier: Carrier) -> None:
 def execute_small(
     cursor: duckdb.DuckDBPyConnection, request: RunRequest, parameters: Any
 ) -> Binding | None:
-    """Executes at once. None when the answer turns out not to be plain: bind it then."""
+    """Executes at once. None when the answer turns out not to be small and plain: bind it then."""
 
     cursor.execute(request.sql, parameters)
     described = cursor.description or []
     types = tuple(column[1] for column in described)
-    if any(arrow_type(kind) is None for kind in types):
-        cursor.abort()
-        return None
-    columns = tuple((column[0], spell(column[1])) for column in described)
-    return Binding(None, columns, types, False)
+    if all(map(is_plain, types)):
+        rows = tuple(cursor.fetchmany(SMALL_ROWS + 1))
+        if len(rows) <= SMALL_ROWS and are_whole(rows, types):
+            return Binding(None, columns_of(described), types, False, rows)
+    cursor.abort()
+    return None
 
 
 def _bind_text(
@@ -184,7 +186,6 @@ def _bind_text(
 
 
 def stream(
-    cursor: duckdb.DuckDBPyConnection,
     binding: Binding,
     request: RunRequest,
     sink: Sink,
@@ -195,8 +196,8 @@ def stream(
     began = time.perf_counter()
     sink.header(Header(binding.columns))
     if binding.relation is None:
-        writer = _text_writer(binding, request, sink)
-        rows = _write(writer, read_batches(cursor, binding.types), request, check)
+        rows = _counted(0, len(binding.rows), request.rows_max)
+        sink.write(encode_small(binding.rows, binding.types, integers=request.integers))
     else:
         is_text = request.result_format in _TEXT_FORMATS
         size = _TEXT_BATCH_ROWS if is_text else _ARROW_BATCH_ROWS
@@ -234,14 +235,14 @@ def _write(
     rows = 0
     for batch in batches:
         check()
-        rows = _counted(rows, batch, request.rows_max)
+        rows = _counted(rows, batch.num_rows, request.rows_max)
         writer.batch(batch)
     writer.end(rows)
     return rows
 
 
-def _counted(rows: int, batch: pa.RecordBatch, rows_max: int) -> int:
-    rows += batch.num_rows
+def _counted(rows: int, more: int, rows_max: int) -> int:
+    rows += more
     if rows > rows_max:
         raise Refusal(
             "result_too_large",

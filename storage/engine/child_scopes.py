@@ -9,6 +9,9 @@ snapshots lie in catalogs beside it, one for each side (`$s1i`, `$s1r0`, …); o
 Names with a dollar sign cannot be written by a caller: the guard folds every table name.
 
 Scopes are kept by their exact content and dropped least recently used when nobody runs in them.
+Making one costs as much as a small query, and a table that is written to has other files with each
+snapshot. So of those that differ in nothing but the files of the same tables only a few are kept:
+beyond that, an idle one is given the new views in place of its own, and nothing else changes in it.
 """
 
 from __future__ import annotations
@@ -29,6 +32,9 @@ from storage.engine.wire import WireSource
 
 Sources = tuple[WireSource, ...]
 
+#: So many scopes of the same tables are kept, for statements that read different files of them.
+_ALIKE_MAX = 8
+
 
 @dataclass(frozen=True, slots=True)
 class Opened:
@@ -43,6 +49,8 @@ class _Scope:
     catalog: str
     ready: threading.Event
     sides: tuple[str, ...]
+    names: tuple[str, ...]
+    attached: bool = False
     users: int = 0
     failed: SourceBroken | None = None
 
@@ -76,10 +84,7 @@ class ScopeCache:
             scope = self._scopes.get(sources)
             mine = scope is None
             if scope is None:
-                self._made += 1
-                sides = sorted({catalog_of(_side(source)[0]) for source in sources} | {""})
-                scope = _Scope(f"$s{self._made}", threading.Event(), tuple(sides))
-                self._scopes[sources] = scope
+                scope = self._scopes[sources] = self._taken_over(sources) or self._new(sources)
             self._scopes.move_to_end(sources)
             scope.users += 1
         if mine:
@@ -92,11 +97,35 @@ class ScopeCache:
                 raise SourceBroken(str(scope.failed))
         return scope
 
+    def _new(self, sources: Sources) -> _Scope:
+        self._made += 1
+        sides = sorted({catalog_of(_side(source)[0]) for source in sources} | {""})
+        return _Scope(f"$s{self._made}", threading.Event(), tuple(sides), _names(sources))
+
+    def _taken_over(self, sources: Sources) -> _Scope | None:
+        """The idle scope of the same tables, and of nothing but tables, that was not used for the
+        longest time, when there are enough of them. It is not found any more, so it can change."""
+
+        names = _names(sources)
+        if any(_side(source)[0] for source in sources):
+            return None
+        alike = [key for key, scope in self._scopes.items() if scope.names == names]
+        if len(alike) < _ALIKE_MAX:
+            return None
+        for key in alike:
+            if self._scopes[key].users == 0:
+                scope = self._scopes.pop(key)
+                scope.ready = threading.Event()
+                return scope
+        return None
+
     def _fill(self, sources: Sources, scope: _Scope) -> None:
         cursor = self._database.cursor()
         try:
-            for side in scope.sides:
-                cursor.execute(f"ATTACH ':memory:' AS {quote_name(scope.catalog + side)}")
+            if not scope.attached:
+                for side in scope.sides:
+                    cursor.execute(f"ATTACH ':memory:' AS {quote_name(scope.catalog + side)}")
+                scope.attached = True
             _make_relations(cursor, scope.catalog, sources)
         except Exception as error:
             # The sources are the catalog's work, so a caller can do nothing about this.
@@ -134,6 +163,10 @@ def _side(source: WireSource) -> tuple[str, str]:
     return side, name
 
 
+def _names(sources: Sources) -> tuple[str, ...]:
+    return tuple(source.name for source in sources)
+
+
 def _make_relations(
     cursor: duckdb.DuckDBPyConnection, scope_catalog: str, sources: Sources
 ) -> None:
@@ -147,11 +180,13 @@ def _make_relations(
             schema = namespace or "main"
         catalog = quote_name(scope_catalog + catalog_of(side))
         if (catalog, schema) not in schemas and schema != "main":
-            cursor.execute(f"CREATE SCHEMA {catalog}.{quote_name(schema)}")
+            cursor.execute(f"CREATE SCHEMA IF NOT EXISTS {catalog}.{quote_name(schema)}")
             schemas.add((catalog, schema))
         target = f"{catalog}.{quote_name(schema)}.{quote_name(table)}"
         if side == SHAPES:
             cursor.execute(f"CREATE TABLE {target} ({source.relation_sql})")
             continue
         columns = ", ".join(quote_name(column) for column in source.columns) or "*"
-        cursor.execute(f"CREATE VIEW {target} AS SELECT {columns} FROM {source.relation_sql}")
+        cursor.execute(
+            f"CREATE OR REPLACE VIEW {target} AS SELECT {columns} FROM {source.relation_sql}"
+        )

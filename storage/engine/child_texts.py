@@ -23,7 +23,7 @@ _DAYS = ((dt.date(1, 1, 1) - _EPOCH).days, (dt.date(9999, 12, 31) - _EPOCH).days
 _INFINITE_DAYS = 2**31 - 1
 _INFINITE_TICKS = 2**63 - 1
 
-_ESCAPED = {
+ESCAPED = {
     **{chr(code): f"\\u{code:04x}" for code in range(32)},
     "\n": "\\n", "\r": "\\r", "\t": "\\t", "\b": "\\b", "\f": "\\f", '"': '\\"',
 }  # fmt: skip
@@ -50,7 +50,7 @@ def escaped(values: pa.Array) -> pa.StringArray:
         return texts
     if b"\\" in harmful:
         texts = pc.replace_substring(texts, "\\", "\\\\")
-    for character, escape in _ESCAPED.items():
+    for character, escape in ESCAPED.items():
         if character.encode() in harmful:
             texts = pc.replace_substring(texts, character, escape)
     return texts

@@ -23,6 +23,7 @@ from storage.files.objects import ObjectStore
 from storage.files.parquet import scan_expression
 from storage.files.pruning import Predicate, prune, table_predicates
 from storage.reading.kept import Kept
+from storage.reading.leading import arrange, leading
 from storage.reading.manifest import SnapshotView
 from storage.reading.shapes import by_names
 from storage.reading.table_files import FileView
@@ -129,7 +130,10 @@ class Planner:
             files: Sequence[DataFile] = table.view.files
             if predicate is not None:
                 files = prune(files, predicate)
-            relation = self._relation(view, table, files, ordered)
+            order = None if ordered or len(files) < 2 else leading(parsed, table.schema)
+            if order is not None:
+                files = arrange(files, order, pruning=pruning)
+            relation = self._relation(view, table, files, ordered, order is not None)
             columns = tuple((c.name, c.column_id, c.type) for c in table.schema.columns)
             sources[name] = SourceTable(columns, relation)
             listed += len(table.view.files)
@@ -141,9 +145,14 @@ class Planner:
         return ScanPlan(sources, scanned, listed - scanned, size_bytes, characters, tuple(remote))
 
     def _relation(
-        self, view: SnapshotView, table: _Table, files: Sequence[DataFile], ordered: bool
+        self,
+        view: SnapshotView,
+        table: _Table,
+        files: Sequence[DataFile],
+        ordered: bool,
+        arranged: bool,
     ) -> str:
-        if len(files) < len(table.view.files):
+        if arranged or len(files) < len(table.view.files):
             return self._scan(view, table.schema, files, ordered)
         key = (*_table_key(table), ordered)
         kept = self._relations.get(key)

@@ -115,6 +115,9 @@ async def test_D11_pruning_changes_no_answer(stack: SqlStack) -> None:
         ("SELECT count(*) FROM t a LEFT JOIN t b ON a.id = b.id WHERE a.id < 3", None, 8),
         ("WITH u AS (SELECT * FROM t WHERE id > 70) SELECT count(*) FROM u", None, 1),
         ("SELECT id FROM t WHERE id IS NULL", None, 0),
+        ("SELECT id, note FROM t ORDER BY id DESC LIMIT 3", None, 1),
+        ("SELECT id FROM t ORDER BY id LIMIT 3 OFFSET 4", None, 2),
+        ("SELECT id FROM t WHERE id % 2 = 0 ORDER BY id LIMIT 3", None, 8),
     ]
     for sql, parameters, most in statements:
         with_pruning, answer = await stack.ask(sql, parameters=parameters)

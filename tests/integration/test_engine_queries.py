@@ -315,6 +315,19 @@ async def test_small_answer_has_the_same_bytes_each_time(
     assert await ask(0) == await ask(0)
 
 
+async def test_small_answer_that_python_cannot_tell_goes_the_long_way(engine: QueryEngine) -> None:
+    sql = "SELECT '{}'::timestamp, DATE '2020-01-01'"
+    for text, told in (
+        ("2020-01-01", "2020-01-01T00:00:00.000000"),
+        ("2021-01-01 00:00:00.5", "2021-01-01T00:00:00.500000"),
+        ("infinity", "infinity"),
+        ("9999-12-31 23:59:59.999999", "9999-12-31T23:59:59.999999"),
+        ("20000-01-01", "+20000-01-01T00:00:00.000000"),
+        ("2020-01-01", "2020-01-01T00:00:00.000000"),
+    ):
+        assert await rows(engine, sql.format(text)) == [[told, "2020-01-01"]]
+
+
 async def test_D9_limit_of_rows_is_not_a_limit_clause(
     engine: QueryEngine, table: SourceTable
 ) -> None:

@@ -327,6 +327,18 @@ MUTANTS = (
         killers=unit("test_engine_guard.py", "test_D10_escape_is_refused"),
     ),
     mutant(
+        "first_rows_without_ties",
+        "D11",
+        "Of rows that are equal to the last one wanted some are left out before the rest of the"
+        " order was asked.",
+        Edit(
+            "storage/reading/leading.py",
+            "if each.first <= one.last]",
+            "if each.first < one.last]",
+        ),
+        killers=unit("test_reading_leading.py", "test_D11_no_row_among_the_first_is_left_out"),
+    ),
+    mutant(
         "names_without_ids",
         "D1",
         "Files are read by name if their version has columns of these names, whichever they are.",
