@@ -30,8 +30,10 @@ from ray.exceptions import RayError, RayTaskError, TaskCancelledError
 
 from actors.backend import load_factory
 from actors.job_process import run_claimed
+from actors.processor_load import ProcessorLoad
 from actors.ray_metrics import RayMetrics
 from actors.runtime_settings import RuntimeSettings
+from lakebus.clock import SystemClock
 from lakebus.errors import Fault, Unavailable
 from lakebus.telemetry import configure_logging
 from storage.maintenance.jobs import JobClaim
@@ -154,8 +156,22 @@ class RayJobRunner:
     def __init__(self, settings: RuntimeSettings, *, rewrite_memory_bytes: int) -> None:
         self._settings = settings
         self._rewrite_memory_bytes = rewrite_memory_bytes
+        self._load = ProcessorLoad(clock=SystemClock())
+        self._at_work = 0
+
+    def busy(self) -> bool:
+        """Of this machine: jobs need no processor by Ray's count, so they mostly run here."""
+
+        return self._load.busy(ours=self._at_work > 0)
 
     async def run(self, claim: JobClaim) -> Mapping[str, Any]:
+        self._at_work += 1
+        try:
+            return await self._run(claim)
+        finally:
+            self._at_work -= 1
+
+    async def _run(self, claim: JobClaim) -> Mapping[str, Any]:
         settings, kind = self._settings, claim.job.kind
         options: dict[str, Any] = {
             "name": f"lakebus:job:{kind}",

@@ -21,6 +21,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from actors.compaction_due import CompactionDue, Due
 from actors.loop import LoopStatus, OnFatal, RoleLoop, run_steps
 from actors.settings import MaintainerSettings, RoleSettings
 from lakebus.clock import SYSTEM_CHANCE, Chance, Clock
@@ -49,13 +50,13 @@ from storage.maintenance.settings import MaintenanceSettings
 _LOG = logging.getLogger(__name__)
 SCHEDULER = "scheduler"
 
-#: A table that is over its bound of small files is compacted so many times as often.
-_HURRY = 5
 #: So many attempts more has a job that published and could not say so.
 _LAST_LOOKS = 5
 #: How often the store is asked at most whether a periodic job is due.
 _ASK_S_MAX = 30.0
 _FORGET_EVERY_S = 3_600.0
+#: The snapshot that a new lake has.
+_EMPTY = 1
 
 
 class JobRunner(Protocol):
@@ -64,6 +65,10 @@ class JobRunner(Protocol):
     async def run(self, claim: JobClaim) -> Mapping[str, Any]:
         """The job's report. Raises what the job raised, or Unavailable when its process is lost.
         Cancelling the call ends the work."""
+        ...
+
+    def busy(self) -> bool:
+        """Whether there is better to do where jobs run: what can wait does. Asked at each tick."""
         ...
 
 
@@ -99,15 +104,19 @@ class Maintainer:
         self._upkeep = upkeep
         self._runner = runner
         self._settings = settings
-        self._maintenance = maintenance
         self._clock = clock
         self._metrics = metrics
         self._chance = chance
         self._running: list[set[asyncio.Task[None]]] = [set() for _ in LANES]
         self._next_ask_s: dict[JobKind, float] = {}
-        self._looked_at: int | None = None
-        self._at_rest = False
-        self._compacted_s = clock.monotonic_s() - settings.compact_every_s
+        self._began_s = clock.monotonic_s()
+        self._compactions = CompactionDue(
+            catalog=catalog,
+            upkeep=upkeep,
+            settings=settings,
+            maintenance=maintenance,
+            clock=clock,
+        )
         self._forgot_s = float("-inf")
         self._failing: list[str] = []
         self._loop = RoleLoop(
@@ -146,12 +155,12 @@ class Maintainer:
     async def run_once(self) -> MaintainerReport:
         """One tick. Jobs go on when it has returned. Raises what is not absence of the catalog."""
 
-        report = MaintainerReport()
+        report, busy = MaintainerReport(), self._runner.busy()
         report.failed = await run_steps(
             "maintainer",
             (
-                ("compaction", lambda: self._submit_compaction(report)),
-                ("periodic", lambda: self._submit_periodic(report)),
+                ("compaction", lambda: self._submit_compaction(report, busy=busy)),
+                ("periodic", lambda: self._submit_periodic(report, busy=busy)),
                 ("forget", self._forget),
                 ("claim", lambda: self._claim(report)),
             ),
@@ -166,51 +175,32 @@ class Maintainer:
 
     # --- what is due ------------------------------------------------------------------------
 
-    async def _submit_compaction(self, report: MaintainerReport) -> None:
-        """Compaction is due by its period when there is something to merge, sooner when a table is
-        over its bound, and after a longer while when anything was published at all. A lake at rest
-        costs one look at the head."""
-
-        settings = self._settings
-        since_s = self._clock.monotonic_s() - self._compacted_s
-        if not settings.enabled or since_s < settings.compact_every_s / _HURRY:
+    async def _submit_compaction(self, report: MaintainerReport, *, busy: bool) -> None:
+        due = await self._compactions.look(busy=busy) if self._settings.enabled else None
+        if due is None:
             return
-        head = (await self._catalog.head()).snapshot_id
-        late = since_s >= settings.retain_every_s
-        if head == self._looked_at and (self._at_rest or not late):
-            return
-        counts = await self._upkeep.file_counts(small_bytes=self._maintenance.small_file_bytes)
-        most = max((small for _, small in counts.values()), default=0)
-        over = most > self._maintenance.small_files_max
-        if not over and not late and most < self._maintenance.inputs_min:
-            self._looked_at, self._at_rest = head, True
-            return
-        if not over and since_s < settings.compact_every_s:
-            return
-        job = await self._compaction(now=over)
-        if job is not None:
+        parameters = {"small": True} if due is Due.SMALL else {}
+        request = JobRequest(JobKind.COMPACT, SCHEDULER, parameters=parameters)
+        job, was_there = await self._jobs.submit(request)
+        if not was_there:
             report.submitted.append(job)
-        self._compacted_s = self._clock.monotonic_s()
-        # What is published from here on, by the compaction too, is a reason to look again.
-        self._looked_at, self._at_rest = head, False
+        self._compactions.submitted(due)
 
-    async def _compaction(self, *, now: bool) -> Job | None:
-        if not now:
-            return await self._jobs.submit_due(
-                JobKind.COMPACT, every_s=self._settings.compact_every_s, requested_by=SCHEDULER
-            )
-        job, was_there = await self._jobs.submit(JobRequest(JobKind.COMPACT, SCHEDULER))
-        return None if was_there else job
+    async def _submit_periodic(self, report: MaintainerReport, *, busy: bool) -> None:
+        """On a busy machine each waits a tenth of its period longer, at most. A lake that nothing
+        was ever published in has nothing for them."""
 
-    async def _submit_periodic(self, report: MaintainerReport) -> None:
         if not self._settings.enabled:
             return
         now = self._clock.monotonic_s()
         for kind, every_s in self._settings.periods().items():
-            if now < self._next_ask_s.get(kind, now):
+            ask_s = self._next_ask_s.get(kind, self._began_s)
+            if now < ask_s + (every_s / 10 if busy else 0.0):
+                continue
+            self._next_ask_s[kind] = now + min(every_s / 20, _ASK_S_MAX)
+            if (await self._catalog.head()).snapshot_id <= _EMPTY:
                 continue
             job = await self._jobs.submit_due(kind, every_s=every_s, requested_by=SCHEDULER)
-            self._next_ask_s[kind] = now + min(every_s / 20, _ASK_S_MAX)
             if job is not None:
                 report.submitted.append(job)
 

@@ -33,7 +33,7 @@ class RuntimeSettings:
     tick_age_s_max: float = 30.0
     stop_s_max: float = 15.0
     log_level: str = "INFO"
-    job_idle_s: float = 30.0
+    job_idle_s: float = 90.0
     version: str = field(default_factory=code_version)
     env: Mapping[str, str] = field(default_factory=dict)
 

@@ -278,7 +278,7 @@ class MaintenanceSettings(Section):
     )
     compact_every_s: float = setting(
         10.0,
-        "How often small files are merged, when there are enough; a table over its bound sooner.",
+        "How often small files are merged; sooner in a table over its bound, later if busy.",
         gt=0,
         le=86_400,
         test=1.0,

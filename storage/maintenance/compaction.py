@@ -6,8 +6,9 @@ and the next one may take. A rewrite that loses an input gives up and the table 
 few times; what is skipped is said.
 
 Parameters: `table` (an id; as the job's own), `full` (also bring everything to the table's newest
-layout and partitions), `budget_bytes` and `budget_s`: no new rewrite begins beyond them. A full
-rewrite that ends early goes on where it stopped when it is asked for again.
+layout and partitions), `small` (leave larger files alone, however many), `budget_bytes` and
+`budget_s`: no new rewrite begins beyond them. A full rewrite that ends early goes on where it
+stopped when it is asked for again.
 """
 
 from __future__ import annotations
@@ -87,6 +88,7 @@ def _halved(value: int, times: int, *, least: int) -> int:
 class _Wanted:
     table_id: int | None
     full: bool
+    small: bool
     budget_bytes: float
     budget_s: float
 
@@ -95,14 +97,18 @@ class _Wanted:
         given = dict(job.parameters)
         table_id = given.pop("table", None)
         full = given.pop("full", False)
-        if not isinstance(full, bool):
-            raise MalformedRequest("`full` of a compaction is true or false")
+        small = given.pop("small", False)
+        if not isinstance(full, bool) or not isinstance(small, bool):
+            raise MalformedRequest("`full` and `small` of a compaction are true or false")
+        if full and small:
+            raise MalformedRequest("a compaction is `full` or of `small` files; give one of them")
         budget_bytes = positive(given, "budget_bytes", math.inf if full else BUDGET_BYTES)
         budget_s = positive(given, "budget_s", math.inf if full else BUDGET_S)
-        refuse_unknown(given, "compaction", "table, full, budget_bytes, budget_s")
+        refuse_unknown(given, "compaction", "table, full, small, budget_bytes, budget_s")
         return cls(
             table_id=table_of(job, table_id),
             full=full,
+            small=small,
             budget_bytes=budget_bytes,
             budget_s=budget_s,
         )
@@ -191,7 +197,13 @@ class _Compaction:
             for file in files
             if file.file_id in self._known and str(file.file_id) not in damaged
         ]
-        return plan_rewrites(schema, chosen, context.settings, full_until=full_until)
+        return plan_rewrites(
+            schema,
+            chosen,
+            context.settings,
+            full_until=full_until,
+            small_only=self._wanted.small,
+        )
 
     async def _round(
         self, table: TableSchema, plans: Sequence[RewritePlan], damaged: set[str]
@@ -286,7 +298,9 @@ async def _dry_run(
     files = rows = size = memory = count = 0
     for table in tables:
         live = await live_files(context, table)
-        for plan in plan_rewrites(table, live, context.settings, full_until=full_until):
+        for plan in plan_rewrites(
+            table, live, context.settings, full_until=full_until, small_only=wanted.small
+        ):
             count += 1
             files, rows = files + len(plan.inputs), rows + plan.input_rows
             size, memory = size + plan.input_bytes, max(memory, plan.memory_bytes)

@@ -39,6 +39,10 @@ class ScriptedRunner:
         self.begun: list[JobClaim] = []
         self.began = asyncio.Event()
         self.cancelled = 0
+        self.is_busy = False
+
+    def busy(self) -> bool:
+        return self.is_busy
 
     async def run(self, claim: JobClaim) -> Mapping[str, Any]:
         self.begun.append(claim)

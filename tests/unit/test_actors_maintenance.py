@@ -171,6 +171,9 @@ async def test_a_failed_job_keeps_what_it_noted(world: World) -> None:
             await world.jobs.note(claim, {"files_in": 7})
             raise Corrupt("a file is torn")
 
+        def busy(self) -> bool:
+            return False
+
     await tick(world.maintainer(Noting()))
     assert (await world.found(job)).report == {"files_in": 7}
 

@@ -127,7 +127,15 @@ async def test_one_table_by_its_id_and_no_other(lake: Lake) -> None:
 
 
 @pytest.mark.parametrize(
-    "parameters", [{"full": 1}, {"budget_s": 0}, {"tabel": 1}, {"table": "events"}]
+    "parameters",
+    [
+        {"full": 1},
+        {"small": 1},
+        {"full": True, "small": True},
+        {"budget_s": 0},
+        {"tabel": 1},
+        {"table": "events"},
+    ],
 )
 async def test_parameters_that_mean_nothing_are_refused(
     lake: Lake, parameters: dict[str, Any]
