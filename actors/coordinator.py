@@ -25,6 +25,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -42,7 +43,7 @@ from actors.wake import Wake
 from lakebus.clock import SYSTEM_CHANCE, Chance, Clock
 from lakebus.errors import LeaseLost, OutcomeUnknown, RetryLater
 from lakebus.telemetry import Metrics, Tracing
-from storage.bus.interface import Claim, IngestBus, LeaseRef
+from storage.bus.interface import Claim, ClaimedSegment, IngestBus, LeaseRef
 from storage.catalog.interface import Commit, CommitOutcome
 from storage.files.objects import ObjectExists
 
@@ -197,7 +198,8 @@ class CommitCoordinator:
             await self._postpone(claimed[0])
             return 0.0
         self._begin(*claimed)
-        return 0.0
+        # With nothing else there, a hint says when there is; the poll finds what hints miss.
+        return 0.0 if claimed[0].more else self._poll_s
 
     def _is_full(self) -> bool:
         """Ranges that wait to be published hold no rows any more, so they count apart."""
@@ -274,7 +276,8 @@ class CommitCoordinator:
         # failpoint: coordinator.after_claim
         self._keeper.hold(claim, asked_at_s=asked_at_s)
         self._renewals.wake.set()
-        self._pace.claimed(claim.lease.shard, claim.lease.hi - claim.lease.lo)
+        entries = claim.lease.hi - claim.lease.lo
+        self._pace.claimed(claim.lease.shard, entries, more=claim.more)
         return claim, asked_at_s
 
     async def _carry(
@@ -315,7 +318,7 @@ class CommitCoordinator:
         attributes = {"lakebus.shard": lease.shard, "lakebus.lo": lease.lo, "lakebus.hi": lease.hi}
         with self._tracing.span("lakebus.range", attributes=attributes) as span:
             # Before the canary: bytes that the store does not give are no fault of the entry (B8).
-            segments = await self._bus.read(claim)
+            segments = await self._segments(claim)
             # failpoint: coordinator.after_read
             if lease.hi - lease.lo == 1 and claim.attempt > 0 and not claim.doomed:
                 await self._stager.prove()
@@ -334,6 +337,9 @@ class CommitCoordinator:
             # failpoint: coordinator.after_submit
             span.set("lakebus.snapshot_id", submitted.snapshot_id or 0)
         return await self._conclude(claim, staged, submitted)
+
+    async def _segments(self, claim: Claim) -> Sequence[ClaimedSegment]:
+        return await self._bus.read(claim) if claim.brought is None else (claim.brought,)
 
     async def _submit(self, claim: Claim, staged: Staged) -> Submitted:
         if not self._keeper.trusted(claim.lease) and not await self._keeper.confirm(claim.lease):

@@ -133,14 +133,16 @@ class ClaimPace:
         self._over = True
         self._backlog = False
 
-    def claimed(self, shard: int, entries: int) -> None:
+    def claimed(self, shard: int, entries: int, *, more: bool = True) -> None:
+        """`more`: whether there may be something else to claim."""
+
         if self._over:
             self._seen.clear()
             self._linger.begin(0)
         again = shard in self._seen
         self._seen.add(shard)
         self._linger.carry(entries)
-        self._over = again or len(self._seen) >= self._shards
+        self._over = again or not more or len(self._seen) >= self._shards
         self._backlog = entries >= self._entries_large
 
     @property

@@ -125,23 +125,6 @@ class LeaseRef:
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
-    """A range to publish. `attempt` counts failures so far; `lone_failures` those that count
-    towards quarantine (B8). `ttl_s` is what is left of the lease by the database's clock.
-    `doomed` means: failed alone often enough; quarantine it instead of trying again.
-    `file_ids` are write intents, one for each table in the range, registered with the claim (C6).
-    """
-
-    lease: LeaseRef
-    attempt: int
-    lone_failures: int
-    ttl_s: float
-    doomed: bool
-    last_error: str | None
-    file_ids: Mapping[int, uuid.UUID]
-
-
-@dataclass(frozen=True, slots=True)
 class ClaimedSegment:
     """A run of claimed entries lo..hi that share one stored payload (see storage.rows.segment).
 
@@ -153,6 +136,27 @@ class ClaimedSegment:
     payload: bytes
     entry_indexes: tuple[bytes, ...]
     entry_bytes: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A range to publish. `attempt` counts failures so far; `lone_failures` those that count
+    towards quarantine (B8). `ttl_s` is what is left of the lease by the database's clock.
+    `doomed` means: failed alone often enough; quarantine it instead of trying again.
+    `file_ids` are write intents, one for each table in the range, registered with the claim (C6).
+    `more` is False when nothing else was claimable: what comes later comes with a hint of its own.
+    `brought` is all of a small range, if the bus had it at hand; as `read` gives it.
+    """
+
+    lease: LeaseRef
+    attempt: int
+    lone_failures: int
+    ttl_s: float
+    doomed: bool
+    last_error: str | None
+    file_ids: Mapping[int, uuid.UUID]
+    more: bool = True
+    brought: ClaimedSegment | None = None
 
 
 class BatchState(StrEnum):

@@ -60,6 +60,7 @@ def claim_range(lake: MemoryLake, owner: uuid.UUID) -> Claim | None:
         doomed=_is_lone(row) and row.lone_failures >= lake.settings.quarantine_attempts,
         last_error=row.last_error,
         file_ids=_register_intents(lake, row, owner),
+        more=_returned(lake) is not None or _has_fresh(lake),
     )
 
 
@@ -138,6 +139,11 @@ def _fresh(lake: MemoryLake) -> RangeRow | None:
             state.shards[number].next_claim = hi
             return _new_row(lake, number, lo, hi)
     return None
+
+
+def _has_fresh(lake: MemoryLake) -> bool:
+    shards = lake.state.shards
+    return any(_fresh_end(lake, n) > shards[n].next_claim for n in range(len(shards)))
 
 
 def _fresh_end(lake: MemoryLake, number: int) -> int:

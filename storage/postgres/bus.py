@@ -37,6 +37,7 @@ from storage.bus.settings import BusSettings
 from storage.bus.sharding import ordering_of, shard_of
 from storage.files.objects import ObjectStore
 from storage.postgres.claim_check import ClaimCheck, PayloadRelease, fetch_payloads
+from storage.postgres.claims import CLAIM, claim_of
 from storage.postgres.failures import reading, writing
 from storage.postgres.group_commit import GroupWriter, key_hash
 from storage.postgres.pool import Pool
@@ -44,7 +45,6 @@ from storage.postgres.purging import empty, purge
 from storage.postgres.receipts import ReceiptMaker
 from storage.postgres.rewind import HistoryGuard
 
-_CLAIM = "SELECT * FROM claim_range($1, $2, $3, $4, $5, $6, $7, $8, $9)"
 # Groups of the log are disjoint and in order, so the one that holds a position is the last to begin
 # at it or before: found by its place in the index, never by a search through those below.
 _READ = """
@@ -192,7 +192,7 @@ class PostgresBus:
         async with self._general.connection() as connection:
             with reading():  # a lost claim is an expired lease later: nothing is lost
                 row = await connection.fetchrow(
-                    _CLAIM,
+                    CLAIM,
                     owner,
                     shards,
                     self._ttl,
@@ -203,19 +203,10 @@ class PostgresBus:
                     settings.quarantine_attempts,
                     dt.timedelta(seconds=settings.intent_ttl_s),
                 )
-        if row is None or row["lease_id"] is None:
-            return None
-        lease = LeaseRef(row["lease_id"], row["epoch"], row["shard"], row["lo"], row["hi"])
-        self._next_shard = (lease.shard + 1) % settings.shards
-        return Claim(
-            lease=lease,
-            attempt=row["attempt"],
-            lone_failures=row["lone_failures"],
-            ttl_s=row["ttl_s"],
-            doomed=row["doomed"],
-            last_error=row["last_error"],
-            file_ids=dict(zip(row["table_ids"], row["file_ids"], strict=True)),
-        )
+        claim = claim_of(row)
+        if claim is not None:
+            self._next_shard = (claim.lease.shard + 1) % settings.shards
+        return claim
 
     async def read(self, claim: Claim) -> Sequence[ClaimedSegment]:
         lease = claim.lease

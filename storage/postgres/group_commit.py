@@ -141,8 +141,7 @@ class GroupWriter:
         """Neither a replay nor a refusal leaves its bytes behind."""
 
         if waiting.key is not None:
-            async with self._pool.connection() as connection:
-                records = await self._records(connection, [waiting.key])
+            records = await self._records([waiting.key])
             if waiting.key in records:
                 return KeyTaken(records[waiting.key])
         carried = await self._carry(waiting.entry)
@@ -253,13 +252,12 @@ class GroupWriter:
                     raise
             assert row is not None
             # failpoint: group_commit.after_append
-            taken = [
-                waiting.key
-                for waiting, status in zip(group, row["statuses"], strict=True)
-                if status == _KEY_TAKEN
-            ]
-            records = await self._records(connection, taken) if taken else {}
-        self._answer(group, row, records)
+        taken = [
+            waiting.key
+            for waiting, status in zip(group, row["statuses"], strict=True)
+            if status == _KEY_TAKEN
+        ]
+        self._answer(group, row, await self._records(taken) if taken else {})
 
     async def _commit_singly(self, group: list[_Waiting], error: Exception) -> None:
         """An entry that cannot be encoded fails alone: its neighbours are appended (A9)."""
@@ -317,18 +315,15 @@ class GroupWriter:
             self._settings.backlog_bytes_hard,
         ]
 
-    async def _records(
-        self,
-        connection: asyncpg.pool.PoolConnectionProxy[asyncpg.Record],
-        keys: Sequence[bytes | None],
-    ) -> dict[bytes, KeyRecord]:
+    async def _records(self, keys: Sequence[bytes | None]) -> dict[bytes, KeyRecord]:
         """What the taken keys stand for. The group has committed by now, so a failure here is one
         of those who sent them again, and must not look like a refusal to their neighbours (A6).
         """
 
         try:
-            with reading():
-                rows = await connection.fetch("SELECT * FROM find_keys($1)", keys)
+            async with self._pool.connection() as connection:
+                with reading():
+                    rows = await connection.fetch("SELECT * FROM find_keys($1)", keys)
         except LakebusError as error:
             _log.warning("the records of %d taken keys cannot be read: %s", len(keys), error)
             return {}

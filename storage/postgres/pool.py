@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import asyncpg
 
@@ -64,8 +65,17 @@ class PoolSettings:
         return bound_ms / 1000 + _ANSWER_S
 
 
+_Connection: TypeAlias = "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
+
+
 class Pool:
-    """A small asyncpg pool that opens lazily and maps failures to lakebus errors."""
+    """A small asyncpg pool that opens lazily and maps failures to lakebus errors.
+
+    A connection whose call ended well stays taken from asyncpg's pool, for the next call: giving it
+    back and taking it again costs three turns of the event loop, and on a busy one each turn is
+    work for somebody else that the answer waits for. Whatever did not end well goes back, and
+    asyncpg sees to it; so does everything while somebody waits for a connection.
+    """
 
     def __init__(
         self, dsn: str, *, name: str, settings: PoolSettings, guard: HistoryGuard | None = None
@@ -75,6 +85,9 @@ class Pool:
         self._name = name
         self._settings = settings
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
+        self._kept: list[_Connection] = []
+        self._taking = 0
+        self._generation = 0
 
     async def open(self) -> None:
         session = dict(_SESSION)
@@ -97,13 +110,18 @@ class Pool:
     async def close(self) -> None:
         if self._pool is not None:
             pool, self._pool = self._pool, None
+            self._kept.clear()
             pool.terminate()
 
     async def renew(self) -> None:
         """Lets no connection that exists now be used again; those in use end with their call."""
 
         if self._pool is not None:
+            self._generation += 1
+            kept, self._kept = self._kept, []
             await self._pool.expire_connections()
+            for connection in kept:
+                await self._give_back(self._pool, connection)
 
     async def _prepare(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
         await connection.set_type_codec(
@@ -129,19 +147,54 @@ class Pool:
         guard = self._guard if gated else None
         if guard is not None:
             guard.refuse()
-        with connecting():
-            connection = await pool.acquire(timeout=self._settings.connect_ms / 1000)
+        generation, ended_well = self._generation, False
+        connection = await self._take(pool)
         try:
             if guard is not None:
                 guard.refuse()  # making the connection may have shown it
             yield connection
+            ended_well = True
         finally:
-            try:
-                await pool.release(connection, timeout=RELEASE_S)
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
-                # A silent connection does not even answer that its statement was cancelled. The
-                # pool has ended it; what the call itself met is the outcome, not this.
-                _log.warning("a %s connection was thrown away: %r", self._name, error)
+            if ended_well and generation == self._generation and self._may_keep(connection):
+                self._kept.append(connection)
+            else:
+                await self._give_back(pool, connection)
+
+    async def _take(self, pool: asyncpg.Pool[asyncpg.Record]) -> _Connection:
+        while self._kept:
+            connection = self._kept.pop()
+            if _is_open(connection):
+                return connection
+            await self._give_back(pool, connection)
+        self._taking += 1
+        try:
+            with connecting():
+                return await pool.acquire(timeout=self._settings.connect_ms / 1000)
+        finally:
+            self._taking -= 1
+
+    def _may_keep(self, connection: _Connection) -> bool:
+        return (
+            self._taking == 0
+            and self._pool is not None
+            and _is_open(connection)
+            and not connection.is_in_transaction()
+        )
+
+    async def _give_back(self, pool: asyncpg.Pool[asyncpg.Record], connection: _Connection) -> None:
+        try:
+            await pool.release(connection, timeout=RELEASE_S)
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+            # A silent connection does not even answer that its statement was cancelled. The
+            # pool has ended it; what the call itself met is the outcome, not this.
+            _log.warning("a %s connection was thrown away: %r", self._name, error)
+
+
+def _is_open(connection: _Connection) -> bool:
+    try:
+        return not connection.is_closed()
+    except asyncpg.InterfaceError:  # it ended while nobody used it, and asyncpg has cleared it away
+        return False
 
 
 async def _keep_session(_connection: asyncpg.Connection[asyncpg.Record]) -> None:

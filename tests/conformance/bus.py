@@ -31,7 +31,11 @@ async def test_B1_a_claim_is_contiguous_ordered_and_within_its_count(open_lake: 
         assert set(claim.file_ids) == {table.table_id}
         assert (claim.attempt, claim.lone_failures, claim.doomed) == (0, 0, False)
         assert claim.last_error is None
+    assert [claim.more for claim in claims] == [True, True, False]
     assert await lake.bus.claim(worker.owner) is None
+    for claim in claims[:2]:
+        await lake.bus.release(claim.lease)
+    assert (await worker.claim()).more
 
 
 async def test_B1_a_claim_stays_within_its_bytes_and_takes_at_least_one(
@@ -59,7 +63,10 @@ async def test_B1_a_range_cuts_through_group_commits(open_lake: OpenLake) -> Non
     worker = lake.worker()
     read = []
     for _ in range(3):
-        read += await worker.read(await worker.claim())
+        claim = await worker.claim()
+        read += await worker.read(claim)
+        if claim.brought is not None:
+            assert list(await lake.bus.read(claim)) == [claim.brought]
     assert [entry.position for entry in read] == list(range(8))
     assert sorted(entry.ids[0] for entry in read) == list(range(8))
 

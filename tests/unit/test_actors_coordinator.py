@@ -12,13 +12,14 @@ import pyarrow as pa
 import pytest
 
 from actors.coordinator import RangeEnd
+from lakebus.clock import SystemClock
 from lakebus.errors import LeaseLost, Unavailable
 from lakebus.schemas import Column
-from storage.bus.interface import Claim, LeaseRef
+from storage.bus.interface import Claim, ClaimedSegment, LeaseRef
 from storage.catalog.interface import Commit, CommitOutcome
 from storage.files.parquet import EncodedFile
 from storage.memory_clock import ManualClock
-from tests.unit.actors_rig import Overlay, Rig, with_settings
+from tests.unit.actors_rig import ROLE_SETTINGS, Overlay, Rig, with_settings
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -97,6 +98,45 @@ async def test_rows_of_an_older_schema_version_come_in_the_newest_of_the_range(r
     late = new.column("late")
     assert late is not None
     assert file.statistics[late.column_id].null_count == 2
+
+
+async def test_what_a_claim_brings_and_tells_is_not_asked_for() -> None:
+    roles = with_settings(ROLE_SETTINGS, claim_poll_ms=60_000)
+    rig = Rig(clock=SystemClock(), roles=roles, shards=1)
+    table = await rig.create()
+    under, asked, read = rig.lease_manager(), 0, rig.bus.read
+
+    async def acquire(owner: uuid.UUID) -> Claim | None:
+        nonlocal asked
+        asked += 1
+        claim = await under.acquire(owner)
+        if claim is None:
+            return None
+        (segment,) = await read(claim)
+        return dataclasses.replace(claim, brought=segment)
+
+    async def refuse(_claim: Claim) -> Sequence[ClaimedSegment]:
+        raise AssertionError("the claim brought it")
+
+    rig.bus = Overlay(rig.bus, read=refuse)  # type: ignore[assignment]
+    publisher = rig.publisher()
+    coordinator = rig.coordinator(publisher=publisher, leases=Overlay(under, acquire=acquire))
+    publisher.start()
+    await rig.append((table, [1]), ordering="a")
+    await coordinator.start()
+    for number in (2, 3):
+        async with asyncio.timeout(20):
+            while len(await rig.files()) < number - 1 or coordinator._tasks:
+                await asyncio.sleep(0.001)
+        assert asked == number - 1
+        await rig.append((table, [number]), ordering="a")
+        coordinator.wake()
+    async with asyncio.timeout(20):
+        while not await rig.drained():
+            await asyncio.sleep(0.001)
+    assert asked == 3
+    await coordinator.stop()
+    await publisher.stop()
 
 
 async def test_B7_a_store_that_is_away_releases_the_range_uncounted(rig: Rig) -> None:

@@ -198,6 +198,16 @@ def test_an_empty_claim_ends_the_round(clock: ManualClock) -> None:
     assert pace.delay_s() == pytest.approx(0.03)
 
 
+def test_a_claim_after_which_nothing_is_left_ends_the_round(clock: ManualClock) -> None:
+    linger = Linger(linger_s=0.03, entries_min=5, clock=clock)
+    pace = ClaimPace(shards=3, linger=linger, entries_large=100, bytes_large=1_000)
+    pace.claimed(0, 4)
+    assert not pace.over
+    pace.claimed(1, 4, more=False)
+    assert pace.over
+    assert pace.delay_s() == pytest.approx(0.03)
+
+
 def test_a_backlog_is_not_made_to_wait(clock: ManualClock) -> None:
     linger = Linger(linger_s=0.03, entries_min=5, clock=clock)
     pace = ClaimPace(shards=1, linger=linger, entries_large=100, bytes_large=1_000)

@@ -25,10 +25,10 @@ MUTANTS = (
         "A store that does not give an object counts against the entry.",
         Edit(
             "actors/coordinator.py",
-            "            segments = await self._bus.read(claim)\n",
+            "            segments = await self._segments(claim)\n",
             "            if lease.hi - lease.lo == 1 and claim.attempt > 0 and not claim.doomed:\n"
             "                await self._leases.note_canary(lease)\n"
-            "            segments = await self._bus.read(claim)\n",
+            "            segments = await self._segments(claim)\n",
         ),
         killers=matrix(_TESTS, "test_B8_an_object_that_cannot_be_read_condemns_nobody"),
     ),

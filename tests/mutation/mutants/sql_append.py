@@ -111,7 +111,7 @@ MUTANTS = (
         ),
         Edit(
             "storage/postgres/group_commit.py",
-            "            taken = [\n                waiting.key\n",
+            "        taken = [\n            waiting.key\n",
             """\
             position = row["lo"] or 0
             for waiting, status in zip(group, row["statuses"], strict=True):
@@ -126,8 +126,8 @@ MUTANTS = (
                         reject.document,
                     )
                 position += status == _ACCEPTED
-            taken = [
-                waiting.key
+        taken = [
+            waiting.key
 """,
         ),
         killers=on_postgres("test_A10_rejected_rows_are_there_though_the_reply_was_lost"),
