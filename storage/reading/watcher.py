@@ -9,6 +9,10 @@ asked. Why nobody hangs: every wait has a deadline of its own on the loop's cloc
 neither the catalog nor the background task. Why a failing catalog does not end a wait: the
 background task reads again after each failure, and only the deadline gives up.
 
+A process that nobody asks follows slowly: where publications come many times a second, reading each
+of them in every process cost as much as answering. Who asks reads for himself, who waits ends the
+rest, and whoever asked lately finds everything read ahead.
+
 A head older than one that this process has read before is a catalog that went back in time
 (a fail-over to a lagging standby, a restored volume); it is refused as `history_rewound` (F4).
 """
@@ -16,6 +20,7 @@ A head older than one that this process has read before is a catalog that went b
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime as dt
 import logging
 from collections.abc import AsyncIterator, Callable
@@ -30,6 +35,9 @@ from storage.reading.waiters import Waiter, WaitingRoom
 _log = logging.getLogger(__name__)
 
 WakeUps = Callable[[], AsyncIterator[None]]
+
+#: So long after somebody asked for the head, wake-ups are followed at once.
+_ACTIVE_S = 1.5
 
 
 class HistoryChanged(Exception):
@@ -48,7 +56,8 @@ class HeadWatcher:
     """`listen` gives wake-ups for ever (see `postgres_listener`); without it the poll does all.
 
     `on_head` is called with every newer head, so that others can prepare for it (the manifest).
-    `refuse` raises HistoryRewound while the catalog must not be served.
+    `idle_s` is the least time between two reads that only wake-ups ask for. `refuse` raises
+    HistoryRewound while the catalog must not be served.
     """
 
     def __init__(
@@ -57,6 +66,7 @@ class HeadWatcher:
         *,
         listen: WakeUps | None = None,
         poll_s: float = 0.25,
+        idle_s: float = 1.0,
         read_s: float = 5.0,
         clock: Clock | None = None,
         on_head: Callable[[Head], None] | None = None,
@@ -68,6 +78,7 @@ class HeadWatcher:
         self._catalog = catalog
         self._listen = listen
         self._poll_s = poll_s
+        self._idle_s = idle_s
         self._clock = clock or SystemClock()
         self._on_head = on_head
         self._head: Head | None = None
@@ -75,6 +86,8 @@ class HeadWatcher:
         self._room = WaitingRoom()
         self._reads: SharedRead[Head] = SharedRead(self._read_head, read_s=read_s)
         self._look = asyncio.Event()
+        self._asked = asyncio.Event()
+        self._asked_s = float("-inf")
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -135,6 +148,7 @@ class HeadWatcher:
         Raises Unavailable when the catalog cannot say, HistoryRewound when it went back in time.
         """
 
+        self._note_asked()
         return await self._reads.fresh()
 
     async def wait_until_covered(self, token: VisibilityToken, *, deadline_s: float) -> Head:
@@ -155,14 +169,16 @@ class HeadWatcher:
         if not self._room.enter(waiter, head):
             return head
         started_s = self._clock.monotonic_s()
-        # Wakes the watcher out of its idle state, in which it does not poll.
-        self._look.set()
+        self._note_asked()
+        polling = self._begin_polling() if len(self._room) == 1 else None
         timer = loop.call_later(max(0.0, deadline_s - started_s), self._give_up, waiter, started_s)
         try:
             return await waiter.future
         finally:
             timer.cancel()
             self._room.leave(waiter)
+            if polling is not None and not len(self._room):
+                polling.cancel()
 
     def _give_up(self, waiter: Waiter, started_s: float) -> None:
         if waiter.future.done():
@@ -195,6 +211,32 @@ class HeadWatcher:
                 self._on_head(head)
         return head
 
+    def _begin_polling(self) -> asyncio.TimerHandle | None:
+        """Wakes the watcher out of its idle state, in which it does not poll: at once when it hears
+        of nothing, and else when a wake-up would have come by now."""
+
+        if self._listen is None:
+            self._look.set()
+            return None
+        return asyncio.get_running_loop().call_later(self._poll_s, self._look.set)
+
+    def _note_asked(self) -> None:
+        self._asked_s = self._clock.monotonic_s()
+        self._asked.set()
+
+    async def _rest(self) -> None:
+        """Lets wake-ups gather while nobody asks and nobody waits."""
+
+        now_s = self._clock.monotonic_s()
+        if len(self._room) or now_s - self._asked_s < _ACTIVE_S:
+            return
+        rest_s = min(self._read_started_s + self._idle_s - now_s, self._idle_s)
+        if rest_s > 0:
+            self._asked.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(rest_s):
+                    await self._asked.wait()
+
     async def _watch(self) -> None:
         while True:
             try:
@@ -203,9 +245,10 @@ class HeadWatcher:
                     await self._look.wait()
             except TimeoutError:
                 pass
+            await self._rest()
             self._look.clear()
             try:
-                await self.fresh_head()
+                await self._reads.fresh()
             except HistoryRewound as error:
                 # Nothing will be covered before an operator has decided.
                 self._room.wake_all(error)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from lakebus.errors import HistoryRewound, Unavailable, VisibilityTimeout
 from lakebus.tokens import VisibilityToken
 from storage.catalog.interface import Head
+from storage.memory_clock import ManualClock
 from storage.reading.shared_read import SharedRead
 from storage.reading.waiters import Waiter, WaitingRoom
 from storage.reading.watcher import HeadWatcher, HistoryChanged
@@ -213,6 +214,80 @@ async def test_D4_a_hint_wakes_at_once_and_the_row_decides() -> None:
     catalog.row = head_of(3)
     bell.rung.set()
     assert (await asyncio.wait_for(wait, _HANG_S)).snapshot_id == 3
+    await watcher.stop()
+
+
+async def test_wake_ups_gather_while_nobody_asks_and_are_followed_at_once_by_who_waits() -> None:
+    bell, catalog, clock = Bell(), HeadCatalog(head_of(1)), ManualClock()
+    seen: list[int] = []
+    watcher = HeadWatcher(
+        catalog,  # type: ignore[arg-type]
+        listen=bell.wake_ups,
+        poll_s=3_600,
+        idle_s=3_600,
+        clock=clock,
+        on_head=lambda head: seen.append(head.snapshot_id),
+    )
+    watcher.start()
+    bell.rung.set()
+    while not catalog.reads:  # the first wake-up, after which a process knows something
+        await asyncio.sleep(0)
+    for number in range(2, 12):
+        catalog.row = head_of(number)
+        bell.rung.set()
+        for _ in range(20):
+            await asyncio.sleep(0)
+    assert (catalog.reads, seen) == (1, [1])
+    wait = asyncio.create_task(watcher.wait_until_covered(token(floor=12), deadline_s=soon_s()))
+    while watcher.current != head_of(11):  # who waits ends the rest
+        await asyncio.sleep(0)
+    catalog.row = head_of(12)
+    bell.rung.set()
+    assert (await asyncio.wait_for(wait, _HANG_S)).snapshot_id == 12
+    catalog.row = head_of(13)  # somebody asked a moment ago, so it is read ahead for the next
+    bell.rung.set()
+    while watcher.current != head_of(13):
+        await asyncio.sleep(0)
+    clock.advance_s(3_601)
+    catalog.row, reads = head_of(14), catalog.reads
+    bell.rung.set()
+    while watcher.current != head_of(14):  # the rest begins with the read before it
+        await asyncio.sleep(0)
+    catalog.row = head_of(15)
+    bell.rung.set()
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert (catalog.reads - reads, seen[-1]) == (1, 14)
+    assert (await watcher.fresh_head()).snapshot_id == 15
+    await watcher.stop()
+
+
+async def test_who_begins_to_wait_asks_nothing_that_wake_ups_tell() -> None:
+    bell, catalog = Bell(), HeadCatalog(head_of(1))
+    watcher = HeadWatcher(catalog, listen=bell.wake_ups, poll_s=3_600)  # type: ignore[arg-type]
+    watcher.start()
+    head = await watcher.fresh_head()
+    wait = asyncio.create_task(watcher.wait_until_covered(token(floor=2), deadline_s=soon_s()))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert (catalog.reads, watcher.waiting, head.snapshot_id) == (1, 1, 1)
+    catalog.row = head_of(2)
+    bell.rung.set()
+    assert (await asyncio.wait_for(wait, _HANG_S)).snapshot_id == 2
+    assert catalog.reads == 2
+    await watcher.stop()
+
+
+async def test_D4_a_wait_polls_though_no_wake_up_comes() -> None:
+    catalog = HeadCatalog(head_of(1))
+    watcher = HeadWatcher(catalog, listen=Bell().wake_ups, poll_s=0.01)  # type: ignore[arg-type]
+    watcher.start()
+    await watcher.fresh_head()
+    wait = asyncio.create_task(watcher.wait_until_covered(token(floor=2), deadline_s=soon_s()))
+    while not watcher.waiting:
+        await asyncio.sleep(0)
+    catalog.row = head_of(2)
+    assert (await asyncio.wait_for(wait, _HANG_S)).snapshot_id == 2
     await watcher.stop()
 
 
