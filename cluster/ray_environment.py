@@ -148,6 +148,17 @@ def environment(
         "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
         "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
         "RAY_SERVE_LOG_TO_STDERR": "0",
+        # What Ray does while nothing happens takes processor time from the doors. Its controller
+        # asks the cluster's state anew in each loop, by default ten times a second; each wait for
+        # it (at start, after a replica ended) is longer by less than this.
+        "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.25",
+        # Ours are handed on once a second, too (`actors.ray_metrics`).
+        "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "1000",
+        # The agent looks at every process of the node, and for events of Ray, which nobody of ours
+        # reads: every 5 s, every 2 s, and ten times a second.
+        "REPORTER_UPDATE_INTERVAL_MS": "30000",
+        "SCAN_EVENT_DIR_INTERVAL_SECONDS": "30",
+        "EVENT_AGENT_REPORT_INTERVAL_SECONDS": "5",
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": str(settings.http.drain_s),
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(_launcher(place)),
         # An ended HAProxy, without which nothing is served, is started again after three looks.
