@@ -6,7 +6,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; exit; }; \
 	done; echo python3)
 BIN := $(VENV)/bin
-LOCKS := $(wildcard requirements/*.txt) requirements/install.py pyproject.toml
+LOCKS := $(wildcard requirements/*.txt storage/rows/*.[ch]) requirements/install.py pyproject.toml
 PYTEST_ARGUMENTS ?=
 # Processes that run the tests side by side; 0 runs them all in one.
 WORKERS ?= 2
@@ -69,7 +69,7 @@ docs: $(VENV)/.runtime ## Write the generated parts of the documentation
 	$(BIN)/python -m cluster.generated_docs
 
 clean: ## Remove the environment and caches (never data)
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info storage/rows/*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # Locks are made with pip-tools on the oldest Python that is supported.
 COMPILE := pip-compile --quiet --generate-hashes --strip-extras --allow-unsafe \

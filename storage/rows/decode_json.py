@@ -1,9 +1,10 @@
-"""JSON bodies: a compiled decoder for each table version, and the exact reader behind it.
+"""JSON bodies: fast readers for each table version, and the exact one behind them.
 
-The fast path is a msgspec struct class generated from the schema; its columns are read out with
-one `attrgetter` each and built by `columns.py`. Anything it refuses, for whatever reason, goes to
-the slow pass, which alone decides what is wrong and says so row by row (contract A10). So the fast
-path is safe as long as it never accepts more than the slow pass does.
+What `compiled_json.py` takes, it has read. Else the fast path is a msgspec struct class generated
+from the schema; the values of all rows are read out in one sweep, and cut into columns that
+`columns.py` builds. Anything it refuses, for whatever reason, goes to the slow pass, which alone
+decides what is wrong and says so row by row (contract A10). So both are safe as long as they never
+accept more than the slow pass does.
 
 One thing msgspec does not see is a key that appears twice in a row. Every key is followed by
 `":`, so their count in the body is at least the number of keys; if it equals the number of values
@@ -13,11 +14,11 @@ pass. Likewise two objects on one NDJSON line are found by counting line ends.
 
 from __future__ import annotations
 
-import operator
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -28,6 +29,7 @@ from lakebus.errors import MalformedRequest
 from lakebus.schemas import Column, TableSchema
 from storage.rows import columns as column_builders
 from storage.rows import json_text, slow_pass
+from storage.rows.compiled_json import CompiledPlan, compiled_plan, read_bodies
 from storage.rows.decoded import DecodedRows, OnInvalid
 from storage.rows.names import fold
 from storage.rows.nested_columns import KeysSeen, NestedPlan, nested_plan
@@ -47,7 +49,6 @@ _RAW_FAMILIES = (Family.DECIMAL, Family.JSON)
 class _ColumnPlan:
     """`nested`: how to build a column of a nested type; for scalars `build` does."""
 
-    values_of: Callable[[Any], Any]
     build: column_builders.Builder
     nested: NestedPlan | None
     kind: ColumnType
@@ -58,7 +59,8 @@ class _ColumnPlan:
 @dataclass(frozen=True, slots=True)
 class DecodePlan:
     """All that is derived from one schema version. `counts_keys_by_body`: False where keys are
-    inside of values, because these are counted for all rows together."""
+    inside of values, because these are counted for all rows together. `compiled`: None where the
+    compiled reader is not built, or does not know a type."""
 
     columns: tuple[Column, ...]
     kinds: tuple[ColumnType, ...]
@@ -67,6 +69,7 @@ class DecodePlan:
     rows: msgspec.json.Decoder[Any]
     row: msgspec.json.Decoder[Any]
     counts_keys_by_body: bool
+    compiled: CompiledPlan | None
 
 
 class PlanCache:
@@ -119,7 +122,6 @@ def make_plan(schema: TableSchema) -> DecodePlan:
             fields.append((attribute, decoded_type))
         plans.append(
             _ColumnPlan(
-                operator.attrgetter(attribute),
                 column_builders.builder_of(kind),
                 nested,
                 kind,
@@ -130,14 +132,16 @@ def make_plan(schema: TableSchema) -> DecodePlan:
     row_type = msgspec.defstruct(
         "Row", fields, kw_only=True, rename=rename, forbid_unknown_fields=True, gc=False
     )
+    arrow = arrow_schema(schema, kinds)
     return DecodePlan(
         columns=schema.columns,
         kinds=kinds,
-        arrow=arrow_schema(schema, kinds),
+        arrow=arrow,
         plans=tuple(plans),
         rows=msgspec.json.Decoder(list[row_type]),  # type: ignore[valid-type]
         row=msgspec.json.Decoder(row_type),
         counts_keys_by_body=not any(kind.is_nested for kind in kinds),
+        compiled=compiled_plan(schema.columns, kinds, arrow),
     )
 
 
@@ -157,8 +161,12 @@ def decode_json(
 ) -> DecodedRows:
     """An application/json body: an array of objects, or one object."""
 
+    plan = plan_of(schema)
+    compiled = compiled_batch(plan, body, lines=False, rows_max=rows_max)
+    if compiled is not None:
+        return DecodedRows(compiled)
     try:
-        return DecodedRows(fast_json(plan_of(schema), body, rows_max=rows_max))
+        return DecodedRows(fast_json(plan, body, rows_max=rows_max))
     except column_builders.REFUSALS:
         return exact_json(schema, body, on_invalid=on_invalid, rows_max=rows_max)
 
@@ -168,10 +176,25 @@ def decode_ndjson(
 ) -> DecodedRows:
     """An application/x-ndjson body: one object a line."""
 
+    plan = plan_of(schema)
+    compiled = compiled_batch(plan, body, lines=True, rows_max=rows_max)
+    if compiled is not None:
+        return DecodedRows(compiled)
     try:
-        return DecodedRows(fast_ndjson(plan_of(schema), body, rows_max=rows_max))
+        return DecodedRows(fast_ndjson(plan, body, rows_max=rows_max))
     except column_builders.REFUSALS:
         return exact_ndjson(schema, body, on_invalid=on_invalid, rows_max=rows_max)
+
+
+def compiled_batch(
+    plan: DecodePlan, body: bytes, *, lines: bool, rows_max: int
+) -> pa.RecordBatch | None:
+    """The compiled reader alone. None when another one must decide."""
+
+    if plan.compiled is None:
+        return None
+    rows = read_bodies(plan.compiled, [body], [lines], rows_max=rows_max)
+    return None if rows is None else rows.batch
 
 
 def fast_json(plan: DecodePlan, body: bytes, *, rows_max: int) -> pa.RecordBatch:
@@ -301,16 +324,29 @@ class BuiltRows:
         check_keys(body, values + self.seen.present, raws)
 
 
+def values_of(rows: Iterable[Any]) -> Iterable[Any]:
+    """The values of rows one after the other, each row's in the order of columns."""
+
+    # Half of what one attrgetter a column costs; and a row's tuple is gone before the next one.
+    return chain.from_iterable(map(msgspec.structs.astuple, rows))
+
+
 def build_columns(plan: DecodePlan, rows: Sequence[Any], ends: Sequence[int]) -> BuiltRows:
     """All rows as one batch. Raises one of `columns.REFUSALS` when some row does not fit, whichever
     it is. Of several bodies only when the plan `counts_keys_by_body`."""
+
+    return build_from_values(plan, list(values_of(rows)), ends)
+
+
+def build_from_values(plan: DecodePlan, cells: list[Any], ends: Sequence[int]) -> BuiltRows:
+    """As `build_columns`, from the `values_of` all rows."""
 
     missing = [0] * len(ends)
     seen = KeysSeen()
     raws = []
     arrays = []
-    for column in plan.plans:
-        values = list(map(column.values_of, rows))
+    for place, column in enumerate(plan.plans):
+        values = cells[place :: len(plan.plans)]
         if column.nested is not None:
             missing[0] += sum(value is _UNSET for value in values)
             arrays.append(column.nested.build(values, seen))
@@ -349,9 +385,12 @@ def check_keys(body: bytes, present: int, raw_values: Sequence[Any]) -> None:
     """Raises ValueError unless no row, and no object inside of one, can have a key twice; those in
     `raw_values` have their own. Sound, not complete."""
 
-    # One sweep with numpy: `bytes.count` and `in` cost five times as much on 20 kB.
+    # Sweeps with numpy: `bytes.count` and `in` cost several times as much on 20 kB.
     data = np.frombuffer(body, np.uint8)
     before, colon = data[:-1], data[1:] == _COLON
+    # A key's colon comes after a quote or white space, so these are all keys and perhaps more.
+    if not raw_values and np.count_nonzero((before <= _QUOTE) & colon) == present:
+        return
     # Bytes up to the space are white space here: JSON strings hold no control characters.
     loose = np.count_nonzero((before <= _SPACE) & colon) > 0
     spaced = bool(loose) and _SPACED_COLON.search(body) is not None

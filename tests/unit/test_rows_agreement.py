@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 
 import pyarrow as pa
 import pytest
@@ -123,10 +124,12 @@ def storage_of(array: pa.Array) -> pa.Array:
 
 
 @st.composite
-def bodies(draw: st.DrawFn) -> tuple[TableSchema, str, bool]:
+def bodies(
+    draw: st.DrawFn, among: Sequence[str] = tuple(sorted(FITTING))
+) -> tuple[TableSchema, str, bool]:
     """A schema of one or two columns, and a body that is nearly or fully right for it."""
 
-    kinds = draw(st.lists(st.sampled_from(sorted(FITTING)), min_size=1, max_size=2))
+    kinds = draw(st.lists(st.sampled_from(among), min_size=1, max_size=2))
     columns = tuple(
         Column(i + 1, f"c{i}", kind, draw(st.sampled_from([True, True, False])))
         for i, kind in enumerate(kinds)

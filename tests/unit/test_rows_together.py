@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import decimal
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 import pytest
@@ -21,10 +21,20 @@ from storage.rows.decode_together import IdentifiedRows, JsonBody, decode_togeth
 from storage.rows.fingerprint import fingerprint, fingerprints
 from storage.rows.segment import EntryPart
 from storage.rows.types import parse_type
+from tests.unit import compiled_rig
 from tests.unit.http_rig import problem, server
 from tests.unit.test_rows_agreement import FITTING, storage_of
 
 ROWS_MAX = 50
+
+
+@pytest.fixture(scope="module", autouse=True)
+def through_objects() -> Iterator[None]:
+    """Whether or not the compiled reader was built; its own tests are elsewhere."""
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("storage.rows.decode_together.plan_of", compiled_rig.plan_without)
+        yield
 
 
 def table(*columns: tuple[str, str] | tuple[str, str, bool], table_id: int = 7) -> TableSchema:

@@ -134,13 +134,35 @@ MUTANTS = (
         killers=unit("test_rows_together.py", "test_A10_keys_are_counted_body_by_body"),
     ),
     mutant(
+        "compiled_reader_takes_a_key_twice",
+        "A10",
+        "The compiled reader takes the last of two values for one column.",
+        Edit(
+            "storage/rows/json_columns.c",
+            "            if (number < 0 || stamps[number] == stamp) return 0;",
+            "            if (number < 0) return 0;",
+        ),
+        killers=unit("test_rows_compiled.py", "test_A9_A10_what_is_refused_leaves_nothing_behind"),
+    ),
+    mutant(
+        "compiled_reader_adds_the_zone",
+        "A10",
+        "The compiled reader adds a zone's offset to a time instead of taking it away.",
+        Edit(
+            "storage/rows/json_values.h",
+            "            *value -= sign *",
+            "            *value += sign *",
+        ),
+        killers=unit("test_rows_compiled.py", "test_A10_all_types_and_spellings_that_are_usual"),
+    ),
+    mutant(
         "rows_of_a_neighbour",
         "A9",
         "A request that was decoded with others gets the rows of the first of them.",
         Edit(
             "storage/rows/decode_together.py",
-            "built.batch.slice(start, end - start)",
-            "built.batch.slice(0, end - start)",
+            "rows = batch.slice(start, end - start)",
+            "rows = batch.slice(0, end - start)",
         ),
         killers=unit("test_rows_together.py", "test_A10_bodies_together_get_what_they_get_alone"),
     ),

@@ -1,0 +1,57 @@
+"""The compiled JSON reader, built for tests from the source as it is: what an installation built
+may be older, and some have none."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import subprocess
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lakebus.schemas import TableSchema
+from storage.rows import compiled_json
+from storage.rows.compiled_json import CompiledPlan, CompiledReader, compiled_plan
+from storage.rows.decode_json import DecodePlan, arrow_schema, make_plan
+from storage.rows.types import parse_type
+
+SOURCE = Path(compiled_json.__file__).with_name("json_columns.c")
+
+
+def build(source: Path, target: Path) -> Path:
+    """Skips the test where there is no compiler."""
+
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("needs a C compiler")
+    options = ["-std=c11", "-O1", "-shared", "-fPIC"]
+    subprocess.run([compiler, *options, "-o", str(target), str(source)], check=True)
+    return target
+
+
+@functools.cache
+def reader() -> CompiledReader:
+    with tempfile.TemporaryDirectory() as folder:
+        loaded = compiled_json.load(build(SOURCE, Path(folder) / "json_columns.so"))
+    assert loaded is not None
+    return loaded
+
+
+def plan_for(schema: TableSchema) -> CompiledPlan | None:
+    kinds = [parse_type(column.type) for column in schema.columns]
+    return compiled_plan(schema.columns, kinds, arrow_schema(schema, kinds), reader())
+
+
+def plan_with(schema: TableSchema) -> DecodePlan:
+    """What `plan_of` gives where the reader is built."""
+
+    return replace(make_plan(schema), compiled=plan_for(schema))
+
+
+def plan_without(schema: TableSchema) -> DecodePlan:
+    """What `plan_of` gives where it is not."""
+
+    return replace(make_plan(schema), compiled=None)
