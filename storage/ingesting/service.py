@@ -46,6 +46,7 @@ from lakebus.schemas import TableSchema, fold_table_name
 from storage.bus.interface import Accepted, AppendOutcome, IngestBus, KeyRecord, KeyTaken
 from storage.catalog.interface import Catalog, TableState
 from storage.ingesting.grants import KeyStore, Principal
+from storage.ingesting.large import LargeBodies
 from storage.ingesting.new_tables import TableBody, TableRows
 from storage.ingesting.prepared import (
     PreparedRows,
@@ -94,6 +95,7 @@ class IngestService:
         self._tables = tables
         self._settings = settings or IngestSettings()
         self._group = GroupDecoder(rows_max=self._settings.rows_max)
+        self._large = LargeBodies(rows_max=self._settings.rows_max)
 
     async def ingest(self, request: IngestRequest) -> IngestAnswer:
         """Makes the rows durable, and waits for them when asked.
@@ -274,13 +276,17 @@ class IngestService:
         if state is None or not state.open:
             return None
         schema = state.schema
-        rows = await self._group.decode(
-            schema,
-            request.media_type,
-            request.body,
-            principal_id=request.principal.principal_id,
-            at_once=not self._appending_since_s,
-        )
+        if self._large.takes(request.media_type, request.body):
+            async with self._in_time(request, "decode"):
+                rows = await self._large.decode(schema, request.media_type, request.body)
+        else:
+            rows = await self._group.decode(
+                schema,
+                request.media_type,
+                request.body,
+                principal_id=request.principal.principal_id,
+                at_once=not self._appending_since_s,
+            )
         return None if rows is None else prepare_identified(schema, rows)
 
     def _decode(

@@ -17,7 +17,6 @@ from lakebus.errors import MalformedBody
 from lakebus.schemas import Column, TableSchema
 from storage.rows.arrow_casts import cast_column, row_json, show_value
 from storage.rows.arrow_stream_size import check_decompressed_size, check_expanded_size
-from storage.rows.decode_json import plan_of
 from storage.rows.decoded import (
     DecodedRows,
     ErrorReport,
@@ -28,6 +27,7 @@ from storage.rows.decoded import (
 )
 from storage.rows.names import fold
 from storage.rows.refusals import Refusals
+from storage.rows.shapes import shape_of
 from storage.rows.slow_pass import check_row_count
 
 END_MARK = b"\xff\xff\xff\xff\x00\x00\x00\x00"
@@ -50,12 +50,12 @@ def decode_batch(
 ) -> DecodedRows:
     """The rows of a batch that was validated. Raises as `decode.decode_rows` says."""
 
-    plan = plan_of(schema)
+    shape = shape_of(schema)
     check_row_count(received.num_rows, rows_max=rows_max)
     errors = _Errors()
     sources = _match_fields(schema, received, errors)
     arrays = []
-    for column, kind, source in zip(schema.columns, plan.kinds, sources, strict=True):
+    for column, kind, source in zip(schema.columns, shape.kinds, sources, strict=True):
         array = None
         if source is not None:
             found = Refusals()
@@ -67,7 +67,7 @@ def decode_batch(
             array = pa.nulls(received.num_rows, kind.arrow)
         _check_nulls(column, source, errors, received.num_rows)
         arrays.append(array)
-    batch = pa.RecordBatch.from_arrays(arrays, schema=plan.arrow)
+    batch = pa.RecordBatch.from_arrays(arrays, schema=shape.arrow)
     if not errors.by_row:
         return DecodedRows(batch)
     return _without_bad_rows(schema, received, batch, errors, on_invalid)
