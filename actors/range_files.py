@@ -18,10 +18,10 @@ compaction, which sees more rows at a time, cuts it.
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import pyarrow as pa
 
 from lakebus.errors import Fault
@@ -31,6 +31,9 @@ from storage.files.parquet import EncodedFile
 from storage.files.partitions import partition_spec
 from storage.rows.segment import DecodedSegment, decode_segment, single_entry_segment
 from storage.rows.types import parse_type
+
+#: Batches of so many rows are written as they lie: joining them would copy every value.
+_APART_ROWS_MIN = 16_384
 
 SchemaKey = tuple[int, int]
 EncodeFile = Callable[[TableSchema, pa.Table], EncodedFile]
@@ -157,12 +160,13 @@ def _slice_by_table(entries: Sequence[RangeEntry]) -> dict[int, _Slices]:
 
 
 def _assemble(found: _Slices, target: TableSchema) -> pa.Table:
-    """All batches of a table as one, in the shape of `target`, order kept."""
+    """All batches of a table, in the shape of `target`, order kept."""
 
     batches = found.batches()
     first = batches[0].schema
     if len(set(found.versions)) == 1 and all(b.schema.equals(first) for b in batches):
-        return pa.Table.from_batches(batches).combine_chunks()
+        rows = pa.Table.from_batches(batches)
+        return rows if rows.num_rows >= _APART_ROWS_MIN * len(batches) else rows.combine_chunks()
     runs = [bring_to(pa.Table.from_batches([batch]), target) for batch in batches]
     return pa.concat_tables(runs).combine_chunks()
 
@@ -184,26 +188,20 @@ def bring_to(rows: pa.Table, target: TableSchema) -> pa.Table:
 
 
 def _with_hidden_columns(shard: int, found: _Slices, rows: pa.Table) -> pa.Table:
-    counts = found.counts
-    positions, numbers = array("q"), array("i")
-    ramp = array("i", range(max(counts, default=0)))
-    for position, first_row, count in zip(found.positions, found.first_rows, counts, strict=True):
-        positions.extend(array("q", (position,)) * count)
-        numbers.extend(
-            array("i", range(first_row, first_row + count)) if first_row else ramp[:count]
-        )
+    counts = np.asarray(found.counts, np.int64)
+    positions = np.repeat(np.asarray(found.positions, np.int64), counts)
+    # Rows count up within a part of an entry; where one begins there is a step.
+    starts = np.cumsum(counts) - counts
+    steps = np.asarray(found.first_rows, np.int64) - starts
+    numbers = np.arange(rows.num_rows) + np.repeat(steps, counts)
     hidden = (
         (SHARD_COLUMN, pa.int16(), pa.repeat(pa.scalar(shard, pa.int16()), rows.num_rows)),
-        (POSITION_COLUMN, pa.int64(), _column(pa.int64(), positions)),
-        (ROW_COLUMN, pa.int32(), _column(pa.int32(), numbers)),
+        (POSITION_COLUMN, pa.int64(), pa.array(positions)),
+        (ROW_COLUMN, pa.int32(), pa.array(numbers.astype(np.int32))),
     )
     for name, kind, values in hidden:
         rows = rows.append_column(pa.field(name, kind, nullable=False), values)
     return rows
-
-
-def _column(kind: pa.DataType, values: array[int]) -> pa.Array:
-    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(values)])
 
 
 def reason_of(error: BaseException) -> str:

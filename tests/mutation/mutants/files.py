@@ -184,8 +184,8 @@ MUTANTS = (
         "Rows of an entry's later parts are numbered from 0 again.",
         Edit(
             "actors/range_files.py",
-            'array("i", range(first_row, first_row + count)) if first_row else ramp[:count]',
-            "ramp[:count]",
+            "steps = np.asarray(found.first_rows, np.int64) - starts",
+            "steps = -starts",
         ),
         killers=unit(
             "test_actors_coordinator.py", "test_D12_rows_carry_shard_position_and_row_of_the_entry"
