@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import functools
 import random
 import secrets
 import time
@@ -42,6 +43,13 @@ def new_uuid() -> uuid.UUID:
     return uuid.UUID(bytes=secrets.token_bytes(16), version=4)
 
 
+def new_id_text() -> str:
+    """The text of such an identity, for less than half of the time."""
+
+    text = secrets.token_hex(15)
+    return f"{text[:8]}-{text[8:12]}-4{text[12:15]}-a{text[15:18]}-{text[18:]}"
+
+
 class Chance(Protocol):
     """Where new identities and the spread of waits come from."""
 
@@ -68,8 +76,17 @@ SYSTEM_CHANCE = SystemChance()
 def format_time(value: dt.datetime) -> str:
     """RFC 3339 in UTC with microseconds, the one form in which the API answers times."""
 
+    # What is accepted together has one time. Only UTC is looked up: equal times of one other zone
+    # may differ, where clocks are turned back.
+    return _known_utc(value) if value.tzinfo is dt.UTC else _as_text(value)
+
+
+def _as_text(value: dt.datetime) -> str:
     # As strftime would, in a third of the time, and with four digits of every year.
     return value.astimezone(dt.UTC).isoformat(timespec="microseconds")[:-6] + "Z"
+
+
+_known_utc = functools.lru_cache(maxsize=256)(_as_text)
 
 
 def parse_time(text: str) -> dt.datetime:

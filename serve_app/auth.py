@@ -15,6 +15,6 @@ async def authenticate(call: Call, keyring: KeyRing) -> Principal:
     if text is None:
         raise Unauthenticated("an API key is needed; send Authorization: Bearer <key>")
     scheme, _, key = text.partition(" ")
-    if scheme.lower() != "bearer":
+    if scheme != "Bearer" and scheme.lower() != "bearer":
         raise Unauthenticated("only Authorization: Bearer <key> is understood")
     return await keyring.authenticate(key.strip())

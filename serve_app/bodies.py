@@ -9,7 +9,6 @@ never asked for more than what is left of the limit.
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 import zlib
 from collections.abc import Iterator
@@ -33,7 +32,7 @@ T = TypeVar("T")
 
 DOCUMENT_BYTES_MAX = 1024 * 1024
 _CODINGS = ("gzip", "zstd", "lz4")
-_LENGTH = re.compile(r"[0-9]{1,19}")
+_LENGTH_DIGITS_MAX = 19
 #: Inflating more than this is done beside the event loop; below, the hop costs more than the work.
 _INFLATE_INLINE_BYTES = 16 * 1024
 _INFLATE_STEP_BYTES = 1024 * 1024
@@ -62,6 +61,9 @@ async def read_body(
     declared = _declared_length(call)
     if declared is not None and declared > limit_bytes:
         raise _too_large(limit_bytes)
+    here = _at_hand(call, declared, reservation, allowance) if coding is None else None
+    if here is not None:
+        return here
     try:
         async with asyncio.timeout_at(_loop_time(deadline_s)):
             if declared is not None:
@@ -79,6 +81,17 @@ async def read_body(
         raise Unavailable(
             "the body did not arrive within timeout_ms; nothing was stored", phase="body"
         ) from None
+
+
+def _at_hand(
+    call: Call, declared: int | None, reservation: Reservation, allowance: Allowance | None
+) -> bytes | None:
+    """A body of a known length that is there and has room: nothing is waited for, so it needs no
+    timer. None: something has to be waited for."""
+
+    if declared is None or allowance is not None or not reservation.take_at_once(declared):
+        return None
+    return call.body_at_hand()
 
 
 def _loop_time(deadline_s: float) -> float:
@@ -121,7 +134,10 @@ def refuse_nul(value: object, name: str) -> None:
 
 
 def _coding_of(call: Call) -> str | None:
-    text = (call.joined_header(b"content-encoding") or "identity").lower()
+    given = call.joined_header(b"content-encoding")
+    if not given:
+        return None
+    text = given.lower()
     text = "gzip" if text == "x-gzip" else text
     if text == "identity":
         return None
@@ -138,7 +154,7 @@ def _declared_length(call: Call) -> int | None:
     text = call.header(b"content-length")
     if text is None:
         return None
-    if not _LENGTH.fullmatch(text):
+    if not (text.isascii() and text.isdigit() and len(text) <= _LENGTH_DIGITS_MAX):
         raise MalformedRequest("Content-Length must be a whole number of bytes")
     return int(text)
 

@@ -16,7 +16,7 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
-from lakebus.clock import format_time, new_uuid, parse_time
+from lakebus.clock import format_time, new_id_text, parse_time
 from lakebus.errors import (
     LakebusError,
     MalformedIdempotencyKey,
@@ -30,6 +30,9 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Header = tuple[bytes, bytes]
+#: Where a scope may hold a function that gives all of the body, where all of it has come and none
+#: was taken, and None elsewhere. Who has the body at once needs no timer for it.
+AT_HAND = "lakebus.body_at_hand"
 
 TIMEOUT_MS_DEFAULT = 30_000
 TIMEOUT_MS_MAX = 100_000
@@ -83,11 +86,10 @@ class Call:
         self._named = dict(headers)
         self._repeats = len(self._named) < len(headers)
         given = self._values(b"x-request-id")
-        text = given[0].decode("latin-1") if given else ""
-        if _REQUEST_ID.fullmatch(text):
+        if given and _REQUEST_ID.fullmatch(text := given[0].decode("latin-1")):
             self.request_id = text
         else:
-            self.request_id, self.echoed = str(new_uuid()), False
+            self.request_id, self.echoed = new_id_text(), False
 
     @property
     def method(self) -> str:
@@ -102,18 +104,24 @@ class Call:
     def header(self, name: bytes) -> str | None:
         """The value of a header that may come once. `name` in lower case. MalformedRequest."""
 
-        found = self._values(name)
-        if not found:
+        value = self._named.get(name)
+        if value is None:
             return None
-        if len(found) > 1:
+        if self._repeats and len(self._values(name)) > 1:
             raise MalformedRequest(f"the header {name.decode()} may be sent only once")
-        return found[0].decode("latin-1").strip()
+        return value.decode("latin-1").strip()
 
     def joined_header(self, name: bytes) -> str | None:
         """The value of a list header, joined as RFC 9110 section 5.3 says."""
 
         found = self._values(name)
         return ", ".join(value.decode("latin-1").strip() for value in found) if found else None
+
+    def body_at_hand(self) -> bytes | None:
+        """All of the body, where it is there without waiting, and is not asked for twice."""
+
+        take: Callable[[], bytes | None] | None = self.scope.get(AT_HAND)
+        return None if take is None else take()
 
     @property
     def keyed(self) -> bool:
@@ -146,11 +154,12 @@ class Call:
         """The query string, checked against the names of this route. Raises MalformedRequest."""
 
         query: bytes = self.scope.get("query_string", b"")
+        if not query:
+            return NO_PARAMETERS
         values: dict[str, list[str]] = {}
-        if query:
-            small = len(query) <= _KNOWN_BYTES
-            for name, value in (_known_query if small else _parse_query)(query):
-                values.setdefault(name, []).append(value)
+        small = len(query) <= _KNOWN_BYTES
+        for name, value in (_known_query if small else _parse_query)(query):
+            values.setdefault(name, []).append(value)
         names = tuple(allowed)
         for name in values:
             if name not in names:
@@ -185,7 +194,7 @@ class Call:
     async def answer_bytes(
         self, status: int, body: bytes, media_type: bytes, headers: Sequence[Header] = ()
     ) -> None:
-        length = str(len(body)).encode("ascii")
+        length = b"%d" % len(body)
         await self.start(
             status, [(b"content-type", media_type), (b"content-length", length), *headers]
         )
@@ -239,6 +248,9 @@ class Parameters:
 
     def timeout_ms(self, *, low: int = 1, default: int = TIMEOUT_MS_DEFAULT) -> int:
         return self.integer("timeout_ms", low=low, high=TIMEOUT_MS_MAX, default=default)
+
+
+NO_PARAMETERS = Parameters({})
 
 
 def _parse_query(query: bytes) -> Sequence[tuple[str, str]]:

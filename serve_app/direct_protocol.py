@@ -21,7 +21,7 @@ from uvicorn.server import ServerState
 
 from lakebus.clock import new_uuid
 from lakebus.errors import LakebusError, MalformedRequest, Unavailable
-from serve_app.calls import Header
+from serve_app.calls import AT_HAND, Header, Scope
 from serve_app.problems import MEDIA_TYPE, render
 
 #: What HAProxy takes by its buffers: 16 KiB, less what it keeps free for rewriting.
@@ -203,7 +203,7 @@ class DoorProtocol(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._answering = cycle
         self._outlet.begin()
-        task = self.loop.create_task(cycle.run_asgi(app))
+        task = self.loop.create_task(_run(cycle, app))
         task.add_done_callback(self.tasks.discard)
         self.tasks.add(task)
         self._task = task
@@ -225,6 +225,28 @@ class DoorProtocol(HttpToolsProtocol):
             return
         self.transport.write(_refusal_bytes(error))
         self.close_gently()
+
+
+async def _run(cycle: RequestResponseCycle, app: Any) -> None:
+    """The answer to a request, whose body can be had without a message where all of it is there."""
+
+    taken = False
+
+    def take_body() -> bytes | None:
+        nonlocal taken
+        if taken or cycle.more_body or cycle.disconnected or cycle.response_complete:
+            return None
+        taken = True
+        cycle.flow.resume_reading()
+        body, cycle.body = bytes(cycle.body), bytearray()
+        return body
+
+    scope = cast(Scope, cycle.scope)
+    scope[AT_HAND] = take_body
+    try:
+        await cycle.run_asgi(app)
+    finally:
+        del scope[AT_HAND]  # requests leave no cycles
 
 
 class _Outlet:

@@ -9,12 +9,22 @@ import re
 import time
 from typing import cast
 
-from lakebus.errors import MalformedRequest, SchemaInvalid
+from lakebus.errors import LakebusError, MalformedRequest, SchemaInvalid
 from lakebus.schemas import fold_table_name
 from serve_app.bodies import read_body
-from serve_app.calls import Answer, Call, Header, Parameters, media_type_of, time_of
+from serve_app.calls import (
+    NO_PARAMETERS,
+    TIMEOUT_MS_DEFAULT,
+    Answer,
+    Call,
+    Header,
+    Parameters,
+    media_type_of,
+    time_of,
+)
 from serve_app.dependencies import Dependencies, present
 from serve_app.door_headers import INGEST_URL, told
+from serve_app.limits import Allowance
 from serve_app.limits_bytes import Known
 from storage.bus.interface import BatchStatus
 from storage.ingesting.requests import SEVERAL_TABLES, IngestAnswer, IngestRequest
@@ -24,13 +34,14 @@ from storage.rows.multipart import MULTIPART, boundary_of
 
 INGEST_PARAMETERS = ("wait", "timeout_ms", "on_invalid", "create")
 SEVERAL_TABLES_MEDIA_TYPES = (JSON, MULTIPART)
+_folded = functools.lru_cache(maxsize=1024)(fold_table_name)
 _ORDERING_KEY = re.compile(r"[\x20-\x7e]{1,255}")
 
 
 async def post_table_rows(call: Call, parameters: Parameters, app: Dependencies) -> Answer:
     call.principal.require("ingest")
     try:
-        table = fold_table_name(call.path_values["table"])
+        table = _folded(call.path_values["table"])
     except SchemaInvalid:
         raise call.principal.table_not_found(call.path_values["table"][:80]) from None
     return await _ingest(call, parameters, app, table, SUPPORTED_MEDIA_TYPES)
@@ -51,27 +62,25 @@ async def _ingest(
     service = present(app.ingest)
     media_type = media_type_of(call, media_types)
     key = call.idempotency_key()
-    wait = parameters.choice("wait", ("durable", "visible"), "durable")
-    on_invalid = parameters.choice("on_invalid", ("reject", "quarantine"), "reject")
-    create = parameters.boolean("create")
+    wait, on_invalid, create, timeout_ms = _choices(parameters)
     boundary = ""
     if media_type == MULTIPART:
         boundary = boundary_of(call.header(b"content-type") or "")
     first_attempt = call.header(b"idempotency-not-before")
-    deadline_s = call.deadline_s(parameters.timeout_ms())
+    deadline_s = call.deadline_s(timeout_ms)
     known = None
     if key is not None:
         target = SEVERAL_TABLES if table is None else table
         known = functools.partial(service.knows, call.principal, target, key)
-    await _unless_replay(call, app, known, deadline_s)
-    looked_up = None if known is None else functools.partial(app.budget.accepted_before, known)
+    if call.refusal is not None:
+        await _unless_replay(call.refusal, app, known, deadline_s)
     with app.budget.reserve(call.principal.principal_id, known=known) as reservation:
         body = await read_body(
             call,
             limit_bytes=app.limits.body_bytes_max,
             deadline_s=deadline_s,
             reservation=reservation,
-            allowance=app.admission.allowance(call.principal, known=looked_up),
+            allowance=_allowance(call, app, known),
         )
         async with app.admission.ingest_turn(call.principal, deadline_s):
             answer = await service.accept(
@@ -89,7 +98,7 @@ async def _ingest(
                     ),
                     ordering_key=_ordering_key(call),
                     wait_visible=wait == "visible",
-                    on_invalid=cast(OnInvalid, on_invalid),
+                    on_invalid=on_invalid,
                     create=create,
                     boundary=boundary,
                 )
@@ -102,20 +111,38 @@ async def _ingest(
     return _rendered(answer, told(call, app, INGEST_URL))
 
 
+def _choices(parameters: Parameters) -> tuple[str, OnInvalid, bool, int]:
+    """`wait`, `on_invalid`, `create` and `timeout_ms`."""
+
+    if parameters is NO_PARAMETERS:
+        return "durable", "reject", False, TIMEOUT_MS_DEFAULT
+    return (
+        parameters.choice("wait", ("durable", "visible"), "durable"),
+        cast(OnInvalid, parameters.choice("on_invalid", ("reject", "quarantine"), "reject")),
+        parameters.boolean("create"),
+        parameters.timeout_ms(),
+    )
+
+
 async def _unless_replay(
-    call: Call, app: Dependencies, known: Known | None, deadline_s: float
+    refusal: LakebusError, app: Dependencies, known: Known | None, deadline_s: float
 ) -> None:
     """Raises what refuses the call, unless it was accepted before (A3)."""
 
-    if call.refusal is None:
-        return
     replay = False
     if known is not None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(deadline_s - time.monotonic()):
                 replay = await app.budget.accepted_before(known)
     if not replay:
-        raise call.refusal
+        raise refusal
+
+
+def _allowance(call: Call, app: Dependencies, known: Known | None) -> Allowance | None:
+    if not app.admission.counts_bytes(call.principal):
+        return None
+    looked_up = None if known is None else functools.partial(app.budget.accepted_before, known)
+    return app.admission.allowance(call.principal, known=looked_up)
 
 
 def _ordering_key(call: Call) -> str | None:

@@ -89,7 +89,7 @@ class ByteBudget:
                 limit="inflight_bytes",
                 limit_value=self._share_bytes,
             )
-        claimed = self._claimed_by_others(principal_id)
+        claimed = self._claimed_by_others(principal_id) if self._claims else 0
         equal = self._limit_bytes // len({principal_id, *self._held, *self._claims})
         free = self._limit_bytes - self.held_bytes
         if count <= free and (after <= equal or count <= free - claimed):
@@ -143,6 +143,16 @@ class Reservation:
         if self._replay:
             self._replay = False
             self._budget.leave_replay_lane()
+
+    def take_at_once(self, total: int) -> bool:
+        """The first bytes of a request. False: `grow_to` says why not, or waits."""
+
+        try:
+            self._budget.take(self._principal_id, total, mine=0)
+        except Backpressure:
+            return False
+        self._bytes = total
+        return True
 
     async def grow_to(self, total: int) -> None:
         """Raises Backpressure, and what looking up the key raises. A replay may wait here for its

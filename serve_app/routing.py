@@ -29,6 +29,10 @@ Handler = Callable[[Call, Parameters, Dependencies], Awaitable[Answer | None]]
 Opener = Callable[[], AbstractAsyncContextManager[Dependencies]]
 
 
+#: So many paths, no longer than this, are searched for once.
+_PATHS_MAX, _PATH_MAX = 1024, 128
+
+
 @dataclass(frozen=True, slots=True)
 class Route:
     """`path` is a template such as `/v1/tables/{table}`; `parameters` all names the query string
@@ -68,6 +72,8 @@ class Router:
             nodes.setdefault(route.path, {})[route.method] = route
         self._exact: dict[str, _Node] = {}
         self._templates: list[tuple[re.Pattern[str], _Node]] = []
+        #: What was found, for the paths that were asked for first.
+        self._known: dict[str, tuple[_Node, Mapping[str, str]]] = {}
         for template, by_method in nodes.items():
             if "GET" in by_method:
                 by_method.setdefault("HEAD", by_method["GET"])
@@ -78,6 +84,14 @@ class Router:
                 self._exact[template] = node
 
     def find(self, path: str) -> tuple[_Node, Mapping[str, str]] | None:
+        known = self._known.get(path)
+        if known is None:
+            known = self._search(path)
+            if known is not None and len(self._known) < _PATHS_MAX and len(path) < _PATH_MAX:
+                self._known[path] = known
+        return known
+
+    def _search(self, path: str) -> tuple[_Node, Mapping[str, str]] | None:
         node = self._exact.get(path)
         if node is not None:
             return node, {}

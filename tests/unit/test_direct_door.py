@@ -19,7 +19,7 @@ from cluster.stack import Stack
 from lakebus.errors import StartRefused
 from lakebus.settings import Settings
 from serve_app.app import create_api_app
-from serve_app.calls import Receive, Scope, Send
+from serve_app.calls import AT_HAND, Receive, Scope, Send
 from serve_app.dependencies import HttpLimits
 from serve_app.direct import Application, DirectDoor, DoorSettings
 from serve_app.direct_protocol import HEAD_BYTES_MAX, ConnectionLimits
@@ -170,6 +170,35 @@ async def test_A11_a_refusal_arrives_although_the_body_still_comes() -> None:
                 assert (status, headers["connection"]) == (413, "close")
                 one.writer.write_eof()
                 assert await one.ended() == b""
+
+
+async def test_a_body_that_is_there_is_taken_at_once_and_another_one_awaited() -> None:
+    began = asyncio.Event()
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        began.set()
+        take = scope[AT_HAND]
+        body, how = take(), b"at hand"
+        if body is None:
+            body, how = (await receive())["body"], b"in messages"
+        else:
+            assert take() is None, "it is given once"
+        head = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(body))]
+        await send(
+            {"type": "http.response.start", "status": 200, "headers": [*head, (b"x-how", how)]}
+        )
+        await send({"type": "http.response.body", "body": body})
+
+    async with opened(application) as door, client(door) as one:
+        one.send("POST", "/rows", b"rows")
+        status, headers, body = await one.answer()
+        assert (status, headers["x-how"], body) == (200, "at hand", b"rows")
+        began.clear()
+        one.send("POST", "/rows", length=4)
+        await began.wait()
+        one.writer.write(b"rows")
+        status, headers, body = await one.answer()
+        assert (status, headers["x-how"], body) == (200, "in messages", b"rows")
 
 
 async def test_D9_the_work_ends_when_the_client_leaves() -> None:
