@@ -6,7 +6,7 @@ roles, a query replica and its engine.
 Needs py-spy (Ray brings it) and leave to look into other processes: as root, or with the kernel's
 setting `kernel.yama.ptrace_scope` at 0. A stack of its own is loaded by closed loops of 100-row
 JSON requests and of small queries over what is written; the processes are looked at one after
-another, 200 times a second. A sample is a thread of Python that runs, or is in a C function that
+another, 100 times a second. A sample is a thread of Python that runs, or is in a C function that
 it called; threads that libraries have for themselves (DuckDB's, Arrow's, Ray's) are not seen.
 Writes a picture (SVG) of each and `flames.md` with the dearest frames to `--out`.
 """
@@ -45,9 +45,10 @@ QUESTIONS = (
     f"SELECT region, count(*), avg(value) FROM {TABLE} GROUP BY region",
     f"SELECT max(event_id) FROM {TABLE} WHERE device = 77",
 )
-_RATE, _SETTLE_S, _LOOK_S, _READY_S, _LONGEST_S = 200, 5.0, 1.0, 60.0, 600.0
-#: py-spy stops what it looks at for each sample, and falls behind where there is much to read.
-_LATE_S = 60.0
+_RATE, _SETTLE_S, _LOOK_S, _READY_S, _LONGEST_S = 100, 5.0, 1.0, 60.0, 600.0
+#: py-spy counts samples, not seconds: it is told to end when the time is over, and writes what it
+#: has. One that does not is killed, and the others are still looked at.
+_LATE_S, _WRITE_S = 5.0, 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,20 +159,41 @@ def _profile(spy: str, supervisor: int, target: Target, seconds: float, folder: 
     raw = folder / f"{target.name}.folded"
     command = [
         spy, "record", "--pid", str(pid), "--duration", f"{seconds:.0f}", "--rate", str(_RATE),
+        # Stopping all threads for each sample took it 15 ms and more in a process with many, and
+        # slowed what was measured; without, a stack is torn now and then and left out.
+        "--nonblocking",
         "--format", "raw", "--full-filenames", "--function", "--output", str(raw),
     ]  # fmt: skip
     before, began = processes.cpu_of(pid), time.monotonic()
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=seconds + _LATE_S
-        )
-    except subprocess.TimeoutExpired:
-        raise Failed(f"py-spy at the {target.title} did not end in time") from None
+    code, said = ended_in_time(command, seconds + _LATE_S)
     used = (processes.cpu_of(pid) - before) / (time.monotonic() - began)
-    if done.returncode != 0 or not raw.exists():
-        raise Failed(f"py-spy at the {target.title}: {done.stderr.strip()[-400:]}")
+    if code is None:
+        raise Failed(f"py-spy at the {target.title} did not end in time")
+    if code != 0 or not raw.exists():
+        raise Failed(f"py-spy at the {target.title}: {said.strip()[-400:]}")
     stacks = read_folded(raw.read_text(encoding="utf-8", errors="replace"), checkout=str(ROOT))
     return Profile(target, at_work(stacks), used)
+
+
+def ended_in_time(
+    command: Sequence[str], seconds: float, *, write_s: float = _WRITE_S
+) -> tuple[int | None, str]:
+    """The code and the words of a program: interrupted at the time, killed (None) a while after."""
+
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as running:
+        try:
+            _, said = running.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            running.send_signal(signal.SIGINT)
+            try:
+                _, said = running.communicate(timeout=write_s)
+            except subprocess.TimeoutExpired:
+                return None, ""
+        finally:
+            running.kill()  # does nothing to one that has ended
+    return running.returncode, said
 
 
 def busiest(supervisor: int, target: Target) -> int:

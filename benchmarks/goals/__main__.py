@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 from benchmarks.goals.context import Context, Options
-from benchmarks.goals.registry import BENCHMARKS, UnknownGoal, chosen
+from benchmarks.goals.registry import BENCHMARKS, UnknownGoal, chosen, goals_of
 from benchmarks.goals.report import Report, goal_table
 from benchmarks.goals.rows import Benchmark
 
@@ -30,6 +30,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--repetitions", type=int, help="5; 1 with --quick")
     parser.add_argument("--seconds", type=float, help="of each load: 8; 3 with --quick")
     parser.add_argument("--pairs", type=int, help="for bounds near unity: 30; 3 with --quick")
+    parser.add_argument(
+        "--held-s", type=float, help="P21's foreign transaction: 1800; 30 with --quick"
+    )
     parser.add_argument("--peers", metavar="PYTHON", help="interpreter of the peers' environment")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the report")
     parser.add_argument("--list", action="store_true", help="what there is to measure")
@@ -41,9 +44,9 @@ def command_of(given: argparse.Namespace) -> str:
 
     words = ["python -m benchmarks.goals"]
     words += ["--quick"] if given.quick else []
-    for name in ("only", "repetitions", "seconds", "pairs"):
+    for name in ("only", "repetitions", "seconds", "pairs", "held_s"):
         value = getattr(given, name)
-        words += [f"--{name} {value}"] if value not in (None, "") else []
+        words += [f"--{name.replace('_', '-')} {value}"] if value not in (None, "") else []
     return " ".join([*words, "--peers PYTHON"] if given.peers else words)
 
 
@@ -59,6 +62,8 @@ def options_of(given: argparse.Namespace) -> Options:
         repetitions=int(choice(given.repetitions, 5, 1)),
         seconds=choice(given.seconds, 8.0, 3.0),
         pairs=int(choice(given.pairs, 30, 3)),
+        goals=goals_of(given.only),
+        held_s=given.held_s,
     )
 
 
@@ -82,6 +87,7 @@ def main(arguments: Sequence[str]) -> int:
         context.about(),
         command=command_of(given),
         quick=options.quick,
+        goals=options.goals,
     )
     print(f"the words of its programs go to {context.log}", file=sys.stderr)
     try:

@@ -33,7 +33,8 @@ _QUIET_CORES, _QUIET_S, _QUIET_WITHIN_S = 0.25, 1.0, 30.0
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """`peers`: the interpreter of the peers' environment; without it peers are not measured."""
+    """`peers`: the interpreter of the peers' environment; without it peers are not measured.
+    `goals`: those that were asked for, None for all. `held_s`: for P21, None for its own."""
 
     out: Path
     peers: str | None
@@ -41,6 +42,13 @@ class Options:
     repetitions: int
     seconds: float
     pairs: int
+    goals: frozenset[str] | None = None
+    held_s: float | None = None
+
+    def wants(self, goal: str) -> bool:
+        """A benchmark whose goals are measured apart asks before each."""
+
+        return self.goals is None or goal in self.goals
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,6 +59,16 @@ in process with two threads, {PAIRS} times."""
 
 def run(context: Context, turns: Turns) -> None:
     commits = QUICK_COMMITS if context.options.quick else COMMITS
+    if context.options.wants("P9"):
+        _in_a_row(context, turns, commits)
+    if context.options.wants("P13"):
+        _small_batches(context, turns, commits)
+
+
+# --- P9 --------------------------------------------------------------------------------------
+
+
+def _in_a_row(context: Context, turns: Turns, commits: int) -> None:
     with context.stack_or_note(turns, maintenance_enabled="false") as stack:
         if stack is not None:
             turns.take(OURS, 0, lambda: asyncio.run(_commits(stack, commits)), limit_s=_LIMIT_S)
@@ -70,10 +80,6 @@ def run(context: Context, turns: Turns) -> None:
                     lambda s=store, m=most: _growth(context, server, s, min(m, commits)),  # type: ignore[misc]
                     limit_s=_PEER_S + 120,
                 )  # fmt: skip
-    _small_batches(context, turns, commits)
-
-
-# --- P9 --------------------------------------------------------------------------------------
 
 
 async def _commits(stack: RunningStack, commits: int) -> Figures:
@@ -283,10 +289,12 @@ def _query(turns: Turns, name: str, contender: str, wanted: float) -> Row:
     if run is None:
         return absent("P13", f"{what}, by {contender}", "no figure of ours, or of the peer")
     files = turns.figures[f"{SMALL}, loading"][0]["files_at_the_end"]
+    judged = judging.judge_ratio(run["ours_ms"], run["peer_ms"], bound)
+    others = turns.others_cores(f"{name}: {contender}")
     return Row(
-        "P13", what, "ms", spread_of(run["ours_ms"]),
-        judging.judge_ratio(run["ours_ms"], run["peer_ms"], bound), bound, contender,
-        spread_of(run["peer_ms"]), f"ours over HTTP, {files} files; the peer in process",
+        "P13", what, "ms", spread_of(run["ours_ms"]), judged.beside_others(others), bound,
+        contender, spread_of(run["peer_ms"]),
+        f"ours over HTTP, {files} files; the peer in process",
     )  # fmt: skip
 
 

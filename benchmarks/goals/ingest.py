@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -220,7 +221,12 @@ ACKS = {SERVE: (at_most(7, "ms"), at_most(30, "ms")), DIRECT: (at_most(4, "ms"),
 
 
 def judge(turns: Turns) -> list[Row]:
-    there = {door for door in (SERVE, DIRECT) if turns.values(name(door, 8), "rows_per_s")}
+    # Pairs may stand alone: a run may ask for nothing else.
+    there = {
+        door
+        for door in (SERVE, DIRECT)
+        if any(turns.values(one, "rows_per_s") for one in (name(door, 8), paired(name(door, 8))))
+    }
     rows: list[Row] = []
     for goal, clients, peer, bounds in RATIOS:
         for door, bound in bounds.items():
@@ -284,17 +290,16 @@ def _conflicts(turns: Turns) -> Row:
 
 def _cpu(turns: Turns, door: str) -> list[Row]:
     contender = name(door, 64)
-    whole, postgres = [], []
-    for figures in turns.figures.get(contender, {}).values():
-        groups = figures["server_cpu_us_per_request"]
-        whole.append(sum(groups.values()))
-        postgres.append(groups.get("PostgreSQL", 0.0))
+    runs = [
+        figures["server_cpu_us_per_request"]
+        for figures in turns.figures.get(contender, {}).values()
+    ]
     rows = []
     wholes = (
-        ("all of ours", whole, PROTOTYPE[door][0]),
-        ("PostgreSQL", postgres, PROTOTYPE[door][1]),
+        ("all of ours", [sum(run.values()) for run in runs], PROTOTYPE[door][0], parts(runs)),
+        ("PostgreSQL", [run.get("PostgreSQL", 0.0) for run in runs], PROTOTYPE[door][1], ""),
     )
-    for what, values, prototype in wholes:
+    for what, values, prototype, of_parts in wholes:
         bound = at_most(round(1.3 * prototype), "µs")
         rows.append(
             Row(
@@ -302,11 +307,21 @@ def _cpu(turns: Turns, door: str) -> list[Row]:
                 spread_of(values),
                 judging.judge_value(values, bound).beside_others(turns.others_cores(contender)),
                 bound,
-                note=f"1.3 x the prototype's {prototype:g} µs, which was measured on another day on"
-                " a machine of this kind; the load generator is not in it",
+                note=f"{of_parts}1.3 x the prototype's {prototype:g} µs, which was measured on"
+                " another day on a machine of this kind; the load generator is not in it",
             )
         )  # fmt: skip
     return rows
+
+
+def parts(runs: Sequence[Mapping[str, float]]) -> str:
+    """The medians of the groups of processes, the dearest first."""
+
+    groups = {group for run in runs for group in run}
+    medians = {group: statistics.median(run.get(group, 0.0) for run in runs) for group in groups}
+    dearest = sorted(medians.items(), key=lambda part: (-part[1], part[0]))
+    said = ", ".join(f"{group} {us:,.0f}" for group, us in dearest if us >= 0.5)
+    return f"medians of its parts: {said}; " if said else ""
 
 
 BENCHMARK = Benchmark(

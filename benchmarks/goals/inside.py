@@ -27,11 +27,14 @@ without compactions in turns; pairs of neighbouring windows."""
 
 
 def run(context: Context, turns: Turns) -> None:
-    repetitions = 1 if context.options.quick else min(context.options.repetitions, 3)
-    for repetition in range(repetitions):
+    options = context.options
+    repetitions = 1 if options.quick else min(options.repetitions, 3)
+    for repetition in range(repetitions if options.wants("P18") else 0):
         turns.take(WAITERS, repetition, lambda: _waiters(context), limit_s=_LIMIT_S)
-    turns.take(COMPACTED, 0, lambda: _compacted(context), limit_s=_LIMIT_S)
-    turns.take(LOADED, 0, lambda: _loaded(context), limit_s=_LIMIT_S)
+    if options.wants("P19"):
+        turns.take(COMPACTED, 0, lambda: _compacted(context), limit_s=_LIMIT_S)
+    if options.wants("P20"):
+        turns.take(LOADED, 0, lambda: _loaded(context), limit_s=_LIMIT_S)
 
 
 def _waiters(context: Context) -> Figures:
@@ -78,7 +81,8 @@ def _waking(turns: Turns) -> Row:
     values = [run[_AT_WATCHER]["p99"] for run in turns.figures.get(WAITERS, {}).values()]
     if not values:
         return absent("P18", what, "ours gave no figure")
-    return Row("P18", what, "ms", spread_of(values), judging.judge_value(values, bound), bound)
+    judged = judging.judge_value(values, bound).beside_others(turns.others_cores(WAITERS))
+    return Row("P18", what, "ms", spread_of(values), judged, bound)
 
 
 def _bytes(turns: Turns) -> list[Row]:
@@ -117,6 +121,7 @@ def _compacting(turns: Turns, name: str) -> Row:
         verdict = Verdict.PASS
     pairs = f"{run['pairs']} pairs of windows, each of many requests"
     judged = Judged(verdict, run[name]["ratio"], (low, high), pairs)
+    judged = judged.beside_others(turns.others_cores(LOADED))
     return Row("P20", what, "", None, judged, bound)
 
 

@@ -24,6 +24,7 @@ GROUPS = (
     ("query replica", ("ServeReplica", ":query")),
     ("core", ("RoleActor",)),
     ("core", ("RoleHost",)),
+    ("jobs", (":job:",)),
 )
 OTHER = "Ray, Serve and supervisor"
 

@@ -21,6 +21,8 @@ from typing import Any, TextIO
 
 ROOT = Path(__file__).parents[2]
 _END_S = 2.0
+#: For a program that has a stack of its own and takes it down when it is interrupted.
+_DOWN_S = 60.0
 
 
 class Failed(Exception):
@@ -117,10 +119,24 @@ def said(command: list[str], *, timeout_s: float, log: Path) -> str:
         except subprocess.TimeoutExpired:
             raise Failed(f"{' '.join(command[1:4])} took longer than {timeout_s:g} s") from None
         finally:
-            end(process)
+            try:
+                _interrupt(process)
+            finally:
+                end(process)
+                assert process.stdout is not None
+                process.stdout.close()
     if process.returncode != 0:
         raise Failed(f"{' '.join(command[1:4])} ended with {process.returncode}; see its log")
     return text
+
+
+def _interrupt(process: subprocess.Popen[str]) -> None:
+    """A stack that it started is in no group of processes that `end` could kill."""
+
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_DOWN_S)
 
 
 def end(process: subprocess.Popen[str]) -> None:

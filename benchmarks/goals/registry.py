@@ -28,6 +28,21 @@ BENCHMARKS: tuple[Benchmark, ...] = (
 )
 
 
+def goals_of(only: str, among: tuple[Benchmark, ...] = BENCHMARKS) -> frozenset[str] | None:
+    """The goals that such a list names, by the name of a benchmark all of its; None for an empty
+    list."""
+
+    words = {word.strip().lower() for word in only.split(",") if word.strip()}
+    if not words:
+        return None
+    return frozenset(
+        goal
+        for one in among
+        for goal in one.goals
+        if goal.lower() in words or one.name.lower() in words
+    )
+
+
 class UnknownGoal(Exception):
     pass
 

@@ -38,8 +38,17 @@ _DETAILS = (
 class Report:
     """Collects benchmarks and writes `report.md` and a JSON file for each of them."""
 
-    def __init__(self, out: Path, about: dict[str, Any], *, command: str, quick: bool) -> None:
+    def __init__(
+        self,
+        out: Path,
+        about: dict[str, Any],
+        *,
+        command: str,
+        quick: bool,
+        goals: frozenset[str] | None = None,
+    ) -> None:
         self._out, self._about, self._command, self._quick = out, about, command, quick
+        self._goals = goals
         self._found: list[tuple[Benchmark, Turns]] = []
         self._plots: list[str] = []
         self._running = ""
@@ -59,7 +68,18 @@ class Report:
         self.write()
 
     def rows(self) -> list[Row]:
-        return [row for benchmark, turns in self._found for row in benchmark.judge(turns)]
+        return [row for benchmark, turns in self._found for row in self._judged(benchmark, turns)]
+
+    def _judged(self, benchmark: Benchmark, turns: Turns) -> list[Row]:
+        """Without what nobody asked for and nothing was found of."""
+
+        return [
+            row
+            for row in benchmark.judge(turns)
+            if self._goals is None
+            or row.goal in self._goals
+            or row.judged.verdict is not Verdict.NOT_MEASURED
+        ]
 
     def write(self) -> None:
         self._out.mkdir(parents=True, exist_ok=True)
@@ -71,7 +91,7 @@ class Report:
                 "command": self._command,
                 "machine": self._about,
                 "conditions": benchmark.conditions,
-                "rows": [row.as_json() for row in benchmark.judge(turns)],
+                "rows": [row.as_json() for row in self._judged(benchmark, turns)],
                 **turns.as_json(),
             }
             text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"

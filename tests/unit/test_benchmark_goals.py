@@ -9,6 +9,7 @@ import math
 import os
 import random
 import re
+import signal
 import sys
 import time
 from pathlib import Path
@@ -34,7 +35,7 @@ from benchmarks.goals.judging import (
     judge_value,
 )
 from benchmarks.goals.programs import Failed, program
-from benchmarks.goals.registry import BENCHMARKS, UnknownGoal, chosen
+from benchmarks.goals.registry import BENCHMARKS, UnknownGoal, chosen, goals_of
 from benchmarks.goals.report import Report, goal_table
 from benchmarks.goals.rows import Benchmark, Row, against, alone
 from benchmarks.goals.turns import Turns
@@ -222,6 +223,29 @@ def test_program_that_dies_says_where_to_look(echo: Path) -> None:
     assert "no" in echo.read_text()
 
 
+LAST_WORDS = """
+import signal, sys, time
+try:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    time.sleep(60)
+finally:
+    print("down", file=sys.stderr)
+"""
+
+
+def test_program_that_takes_too_long_may_take_its_stack_down(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    command = [sys.executable, "-I", "-S", "-c", LAST_WORDS]
+    # What arrives before the program is ready for it waits.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        with pytest.raises(Failed, match=r"took longer than 0\.05 s"):
+            programs.said(command, timeout_s=0.05, log=log)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    assert "down" in log.read_text()
+
+
 # --- the load ---------------------------------------------------------------------------------
 
 
@@ -280,6 +304,7 @@ def test_processes_are_told_apart_by_their_command_lines() -> None:
     assert processes.group_of("ray::ServeReplica:api:api") == "ingest replica"
     assert processes.group_of("ray::ServeReplica:query:query") == "query replica"
     assert processes.group_of("ray::RoleActor") == "core"
+    assert processes.group_of("ray::lakebus:job:compact") == "jobs"
     assert processes.group_of("python -I -c import json") is None
 
 
@@ -288,6 +313,21 @@ def test_cpu_of_this_process_is_seen_and_only_grows() -> None:
     assert processes.OTHER in before
     assert all(seconds >= 0 for seconds in processes.used(before, before).values())
     assert processes.status_mib(os.getpid(), "VmHWM") > 1
+
+
+def test_parts_of_a_request_are_medians_the_dearest_first() -> None:
+    runs = [{"core": 120.0, "jobs": 0.2}, {"core": 180.0, "PostgreSQL": 400.0}, {"core": 130.0}]
+    assert ingest.parts(runs) == "medians of its parts: core 130; "
+    assert ingest.parts(runs[1:2]) == "medians of its parts: PostgreSQL 400, core 180; "
+    assert ingest.parts([]) == ""
+
+
+def test_goals_that_nobody_asked_for_are_not_told_as_missing(tmp_path: Path) -> None:
+    assert goals_of("") is None
+    assert goals_of("p9, inside") == frozenset({"P9", "P18", "P19", "P20"})
+    report = Report(tmp_path, ABOUT, command="bench", quick=True, goals=goals_of("P1"))
+    report.begin(fake_benchmark("empty", 1.0), context_of(tmp_path, 1))
+    assert [row.goal for row in report.rows()] == ["P1"]
 
 
 def fake_benchmark(name: str, ours: float, *, fails: bool = False) -> Benchmark:

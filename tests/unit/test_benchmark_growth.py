@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
+import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -237,6 +239,17 @@ def test_busiest_process_of_a_kind_is_looked_at(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(processes, "cpu_of", lambda pid: next(looks))
     monkeypatch.setattr(profiles, "_LOOK_S", 0.0)
     assert profiles.busiest(1, profiles.TARGETS[3]) == 3
+
+
+def test_profiler_that_does_not_end_is_told_to_and_then_killed() -> None:
+    says = [sys.executable, "-I", "-S", "-c", "import sys; sys.exit('words')"]
+    assert profiles.ended_in_time(says, 30.0) == (1, "words\n")
+    assert profiles.ended_in_time(["sleep", "60"], 0.05) == (-signal.SIGINT, "")
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which a child inherits
+    try:
+        assert profiles.ended_in_time(["sleep", "60"], 0.05, write_s=0.05) == (None, "")
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_report_of_profiles_names_each_process_and_its_picture(tmp_path: Path) -> None:
