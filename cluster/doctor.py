@@ -22,6 +22,7 @@ from lakebus.__main__ import installation_problem
 from lakebus.errors import LakebusError, Unavailable
 from lakebus.settings import Settings
 from storage.postgres.rewind import ACCEPT_COMMAND
+from storage.rows import compiled_json
 
 _GIB = 1024**3
 OK, WARNING, FAILURE = "ok", "warning", "failure"
@@ -50,6 +51,7 @@ def examine(settings: Settings) -> list[Finding]:
     checks: list[Callable[[Settings], Finding]] = [
         _python,
         _packages,
+        _json_reader,
         _system,
         _folder,
         _disk,
@@ -92,6 +94,17 @@ def _packages(_: Settings) -> Finding:
         )
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in _NEEDED[:3])
     return Finding("packages", OK, versions)
+
+
+def _json_reader(_: Settings) -> Finding:
+    if compiled_json.READER is None:
+        return Finding(
+            "json",
+            WARNING,
+            "read without compiled code, so ingest of JSON takes more processor time",
+            "Install a C compiler, then lakebus again (make clean demo in a checkout).",
+        )
+    return Finding("json", OK, "read by compiled code")
 
 
 def _system(_: Settings) -> Finding:

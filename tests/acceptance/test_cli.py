@@ -18,6 +18,7 @@ from cluster.ports import BLOCK_SIZE, PortClaims
 from lakebus import __version__
 from lakebus.__main__ import PACKAGES, installation_problem
 from lakebus.settings import Settings
+from storage.rows import compiled_json
 from tests.acceptance.stacks import ROOT, lakebus
 from tests.postgres_server import new_data_dir
 
@@ -144,10 +145,15 @@ def test_doctor_gives_hints_where_something_is_missing(
     flags = {"data_dir": data_dir, "postgres.bin_dir": data_dir}
     settings = Settings.load(environ={}, flags=flags)
     monkeypatch.setattr(doctor, "_NEEDED", ("ray", "surely-not-there"))
+    monkeypatch.setattr(compiled_json, "READER", None)
     findings = {finding.name: finding for finding in doctor.examine(settings)}
     assert findings["postgres"].result == doctor.FAILURE
     assert "holds no working PostgreSQL" in findings["postgres"].hint
     assert "pip install surely-not-there" in findings["packages"].hint
+    assert (findings["json"].result, "C compiler" in findings["json"].hint) == (
+        doctor.WARNING,
+        True,
+    )
 
 
 def test_packages_are_one_installation() -> None:
