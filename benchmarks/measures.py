@@ -142,14 +142,15 @@ async def write_to_visible(
     rows: int,
     table: str,
     write_url: str | None = None,
+    read_url: str | None = None,
 ) -> dict[str, Any]:
     """One client: POST, then a query with the receipt's token; from the first byte sent to the
-    last byte read. `write_url`: another door for the rows."""
+    last byte read. `write_url`, `read_url`: other doors for the rows and for the query."""
 
     await make_table(url, api_key, table)
     rng = random.Random(7)
-    connection = Connection(url, api_key)
-    writer = connection if write_url is None else Connection(write_url, api_key)
+    connection = Connection(url if read_url is None else read_url, api_key)
+    writer = Connection(url if write_url is None else write_url, api_key)
     total: list[float] = []
     ack: list[float] = []
     for number in range(requests + 20):
