@@ -38,6 +38,10 @@ _TEMPORARY_SUFFIX = ".tmp"
 _LIST_BATCH = 1000
 #: Objects never change, so nobody needs to write them.
 _MODE = 0o444
+#: A larger object is synced bit by bit. What others sync meanwhile (PostgreSQL its log, for a
+#: caller that waits) comes after what is on its way to the disk: beside 76 MiB at once they waited
+#: up to 51 ms, in such steps up to 13.
+_STEP_BYTES = 4 * 1024 * 1024
 
 
 class ObjectExists(Fault):
@@ -371,8 +375,11 @@ def _put_by_temporary_name(directory: int, name: str, data: bytes) -> None:
 
 def _write_all(file: int, data: bytes) -> None:
     rest = memoryview(data)
+    in_steps = len(rest) > _STEP_BYTES
     while rest:
-        rest = rest[os.write(file, rest) :]
+        rest = rest[os.write(file, rest[:_STEP_BYTES]) :]
+        if in_steps:
+            os.fdatasync(file)
 
 
 def _sync_directory(path: str) -> None:

@@ -54,6 +54,27 @@ async def test_C6_what_was_put_is_read_back(store: ObjectStore) -> None:
     assert await store.get("empty") == b""
 
 
+async def test_C6_large_objects_are_synced_in_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    fdatasync = os.fdatasync
+
+    def counted(file: int) -> None:
+        sizes.append(os.fstat(file).st_size)
+        fdatasync(file)
+
+    monkeypatch.setattr(objects, "_STEP_BYTES", 1000)
+    monkeypatch.setattr(os, "fdatasync", counted)
+    store = LocalObjectStore(tmp_path)
+    data = os.urandom(2500)
+    await store.put_new("large", data)
+    await store.put_new("small", data[:1000])
+    assert sizes == [1000, 2000, 2500]
+    assert await store.get("large") == data
+    store.close()
+
+
 async def test_C6_a_name_is_never_used_twice(store: ObjectStore) -> None:
     await store.put_new("a/b", b"first")
     with pytest.raises(ObjectExists):
