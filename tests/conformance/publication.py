@@ -51,10 +51,9 @@ async def test_C1_an_observer_never_sees_half_of_a_publication(open_lake: OpenLa
     for n in range(12):
         await lake.accept(entry_of([table, other], [n], ordering_key="one"))
     view = await lake.second()
-    done = asyncio.Event()
+    done, looked = asyncio.Event(), asyncio.Event()
 
-    async def observe() -> int:
-        looks = 0
+    async def observe() -> None:
         while not done.is_set():
             head = await view.catalog.head()
             (covered,) = [end for end in head.watermark.values() if end] or [0]
@@ -63,16 +62,20 @@ async def test_C1_an_observer_never_sees_half_of_a_publication(open_lake: OpenLa
                     view.catalog, head.snapshot_id, table_id=one.table_id
                 )
                 assert {position for _, position in rows} == set(range(covered))
-            looks += 1
+            looked.set()
             await asyncio.sleep(0)
-        return looks
 
     observer = asyncio.ensure_future(observe())
+    observer.add_done_callback(lambda _: looked.set())
     worker = lake.worker()
     for _ in range(6):
+        if observer.done():
+            break  # it has seen something, and says what
+        looked.clear()
         await worker.publish_one()
+        await looked.wait()  # the look that was under way meanwhile
     done.set()
-    assert await observer > 1
+    await observer
 
 
 async def test_C1_a_publication_that_lost_everything_changes_nothing(
