@@ -18,7 +18,6 @@ import argparse
 import asyncio
 import contextlib
 import json
-import signal
 import socket
 import statistics
 import subprocess
@@ -29,7 +28,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -37,7 +35,7 @@ from benchmarks import machine, measures
 from benchmarks.goals import processes
 from benchmarks.goals.context import wait_quiet, windowed
 from benchmarks.goals.programs import Program, program
-from benchmarks.stacks import RunningStack, running_stack
+from benchmarks.stacks import RunningStack, end_as_interrupted, running_stack
 from cluster.ray_environment import haproxy_program
 
 ROWS = 100
@@ -188,10 +186,6 @@ def lines(found: dict[str, Any]) -> list[str]:
     return told
 
 
-def _interrupted(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.balancer", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one short window of each way")
@@ -202,7 +196,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         options.rounds, options.seconds = 1, 3.0
-    signal.signal(signal.SIGTERM, _interrupted)  # so that the stack is taken down then, too
+    end_as_interrupted()
     found: dict[str, Any] = {"machine": machine.describe(), "clients": options.clients}
     found["replicas"] = {}
     for replicas in options.replicas:

@@ -26,7 +26,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from benchmarks import measures
@@ -35,7 +34,7 @@ from benchmarks.goals import processes
 from benchmarks.goals.programs import Failed, Program, program
 from benchmarks.machine import describe
 from benchmarks.show.processes import descendants
-from benchmarks.stacks import RunningStack, running_stack
+from benchmarks.stacks import RunningStack, end_as_interrupted, running_stack
 
 ROOT = Path(__file__).parents[1]
 OUT = Path(__file__).parent / "results" / "flames"
@@ -88,7 +87,7 @@ def main(arguments: Sequence[str]) -> int:
     if spy is None:
         print("py-spy is not here: pip install py-spy (the runtime requirements have it)")
         return 2
-    signal.signal(signal.SIGTERM, _interrupted)  # so that the stack is taken down then, too
+    end_as_interrupted()
     about = describe()
     with running_stack() as stack:
         url = stack.ingest_url if given.door == "direct" else None
@@ -101,10 +100,6 @@ def main(arguments: Sequence[str]) -> int:
     write(given.out, profiles, about=about, conditions=conditions, unseen=unseen)
     print(given.out / "flames.md")
     return 1 if unseen else 0
-
-
-def _interrupted(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _under_load(

@@ -8,17 +8,16 @@ written down as failed.
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 
 from benchmarks.goals.context import Context, Options
 from benchmarks.goals.registry import BENCHMARKS, UnknownGoal, chosen, goals_of
 from benchmarks.goals.report import Report, goal_table
 from benchmarks.goals.rows import Benchmark
+from benchmarks.stacks import end_as_interrupted
 
 RESULTS = Path(__file__).parents[1] / "results"
 
@@ -78,7 +77,7 @@ def main(arguments: Sequence[str]) -> int:
     except UnknownGoal as error:
         print(error, file=sys.stderr)
         return 2
-    signal.signal(signal.SIGTERM, _interrupted)
+    end_as_interrupted()
     options = options_of(given)
     options.out.mkdir(parents=True, exist_ok=True)
     context = Context(options)
@@ -126,10 +125,6 @@ def plots(context: Context) -> list[str]:
         print(f"no plots: {error}", file=sys.stderr)
         return []
     return found
-
-
-def _interrupted(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -14,6 +14,16 @@ Integers = Literal["string", "number"]
 ParameterValue = None | bool | int | float | str
 Parameters = Sequence[ParameterValue] | Mapping[str, ParameterValue] | None
 
+#: Parts of a SELECT in its tree, as they are when nothing was said of them.
+PLAIN_SELECT: Mapping[str, object] = {
+    "group_expressions": [],
+    "group_sets": [],
+    "aggregate_handling": "STANDARD_HANDLING",
+    "having": None,
+    "sample": None,
+    "qualify": None,
+}
+
 
 @dataclass(frozen=True, slots=True)
 class At:

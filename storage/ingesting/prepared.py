@@ -15,12 +15,11 @@ from storage.ingesting.new_tables import TableBody, TableRows, decode_for_new, d
 from storage.ingesting.reject_identity import with_rejected
 from storage.ingesting.requests import IngestRequest
 from storage.rows.decode import JSON, decode_rows
-from storage.rows.decode_json import arrow_schema
 from storage.rows.decode_together import IdentifiedRows
 from storage.rows.decoded import OnInvalid
 from storage.rows.fingerprint import fingerprint
 from storage.rows.segment import EntryPart
-from storage.rows.types import parse_type
+from storage.rows.shapes import shape_of
 
 _ERRORS_REPORTED_MAX = 100
 
@@ -228,9 +227,9 @@ def prepare_parts(schemas: Mapping[int, TableSchema], parts: Sequence[EntryPart]
 def _moved(schema: TableSchema, part: EntryPart) -> EntryPart:
     if part.schema_version == schema.version:
         return part
-    kinds = [parse_type(column.type) for column in schema.columns]
+    shape = shape_of(schema)
     arrays = []
-    for column, kind in zip(schema.columns, kinds, strict=True):
+    for column, kind in zip(schema.columns, shape.kinds, strict=True):
         place = part.batch.schema.get_field_index(str(column.column_id))
         if place < 0 and not column.nullable:
             raise RowsInvalid(
@@ -242,5 +241,5 @@ def _moved(schema: TableSchema, part: EntryPart) -> EntryPart:
         arrays.append(
             pa.nulls(part.batch.num_rows, kind.arrow) if place < 0 else part.batch.column(place)
         )
-    batch = pa.RecordBatch.from_arrays(arrays, schema=arrow_schema(schema, kinds))
+    batch = pa.RecordBatch.from_arrays(arrays, schema=shape.arrow)
     return EntryPart(schema.table_id, schema.version, batch)

@@ -25,7 +25,7 @@ from typing import Any
 
 from lakebus.schemas import Column, TableSchema
 from lakebus.snapshots import DataFile
-from storage.engine.plans import ParsedStatement
+from storage.engine.plans import PLAIN_SELECT, ParsedStatement
 from storage.files.conditions import fold
 from storage.rows.types import Family, parse_type
 
@@ -42,15 +42,7 @@ _NUMBERS: Mapping[Family, Callable[[str], int]] = {
     Family.DATE: _day,
 }
 #: Parts of a SELECT, and what they are when nothing was said.
-_PLAIN: Mapping[str, object] = {
-    "where_clause": None,
-    "group_expressions": [],
-    "group_sets": [],
-    "aggregate_handling": "STANDARD_HANDLING",
-    "having": None,
-    "sample": None,
-    "qualify": None,
-}
+_PLAIN: Mapping[str, object] = {"where_clause": None, **PLAIN_SELECT}
 _PLAIN_STAR: Mapping[str, object] = {"replace_list": [], "columns": False, "expr": None}
 _KNOWN = frozenset({"type", "modifiers", "cte_map", "select_list", "from_table", *_PLAIN})
 _NULLS_LAST = frozenset({"ORDER_DEFAULT", "NULLS LAST"})

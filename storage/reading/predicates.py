@@ -26,7 +26,7 @@ from typing import Any, Protocol
 
 from lakebus.errors import LakebusError, SqlError, StatementNotAllowed
 from lakebus.schemas import TableSchema
-from storage.engine.plans import Parameters, QueryPlan, SourceTable
+from storage.engine.plans import PLAIN_SELECT, Parameters, QueryPlan, SourceTable
 from storage.files.parquet import scan_expression
 from storage.reading.query import Engine
 from storage.turns import OURSELVES, Party
@@ -52,12 +52,7 @@ _REFUSED = {
 _PLAIN: Mapping[str, object] = {
     "modifiers": [],
     "cte_map": {"map": []},
-    "group_expressions": [],
-    "group_sets": [],
-    "aggregate_handling": "STANDARD_HANDLING",
-    "having": None,
-    "sample": None,
-    "qualify": None,
+    **PLAIN_SELECT,
 }
 _PLAIN_SOURCE: Mapping[str, object] = {
     "type": "BASE_TABLE",

@@ -27,6 +27,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from lakebus.schemas import Column
+from storage.rows.shapes import TableShape
 from storage.rows.types import ColumnType, Family
 
 COLUMNS_MAX: Final = 64
@@ -157,12 +158,12 @@ class CompiledRows:
 
 def compiled_plan(
     columns: Sequence[Column],
-    kinds: Sequence[ColumnType],
-    arrow: pa.Schema,
+    shape: TableShape,
     reader: CompiledReader | None = READER,
 ) -> CompiledPlan | None:
     """None without compiled code, and for a table with a type that it does not know."""
 
+    kinds = shape.kinds
     if reader is None or len(kinds) > COLUMNS_MAX or not all(map(_is_known, kinds)):
         return None
     names = [column.name.encode() for column in columns]
@@ -187,8 +188,8 @@ def compiled_plan(
     joined = np.frombuffer(b"".join(names), np.uint8)
     return CompiledPlan(
         reader=reader,
-        kinds=tuple(kinds),
-        arrow=arrow,
+        kinds=kinds,
+        arrow=shape.arrow,
         widths=tuple(widths),
         texts=text,
         order=np.arange(len(kinds)),

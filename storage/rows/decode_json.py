@@ -33,7 +33,8 @@ from storage.rows.compiled_json import CompiledPlan, compiled_plan, read_bodies
 from storage.rows.decoded import DecodedRows, OnInvalid
 from storage.rows.names import fold
 from storage.rows.nested_columns import KeysSeen, NestedPlan, nested_plan
-from storage.rows.types import ColumnType, Family, parse_type
+from storage.rows.shapes import shape_of
+from storage.rows.types import ColumnType, Family
 
 PLANS_MAX = 512
 
@@ -104,11 +105,11 @@ def plan_of(schema: TableSchema) -> DecodePlan:
 
 
 def make_plan(schema: TableSchema) -> DecodePlan:
-    kinds = tuple(parse_type(column.type) for column in schema.columns)
+    shape = shape_of(schema)
     fields: list[Any] = []
     rename: dict[str, str] = {}
     plans = []
-    for column, kind in zip(schema.columns, kinds, strict=True):
+    for column, kind in zip(schema.columns, shape.kinds, strict=True):
         attribute = f"c{column.column_id}"
         rename[attribute] = column.name
         nested = nested_plan(kind) if kind.is_nested else None
@@ -132,27 +133,15 @@ def make_plan(schema: TableSchema) -> DecodePlan:
     row_type = msgspec.defstruct(
         "Row", fields, kw_only=True, rename=rename, forbid_unknown_fields=True, gc=False
     )
-    arrow = arrow_schema(schema, kinds)
     return DecodePlan(
         columns=schema.columns,
-        kinds=kinds,
-        arrow=arrow,
+        kinds=shape.kinds,
+        arrow=shape.arrow,
         plans=tuple(plans),
         rows=msgspec.json.Decoder(list[row_type]),  # type: ignore[valid-type]
         row=msgspec.json.Decoder(row_type),
-        counts_keys_by_body=not any(kind.is_nested for kind in kinds),
-        compiled=compiled_plan(schema.columns, kinds, arrow),
-    )
-
-
-def arrow_schema(schema: TableSchema, kinds: Sequence[ColumnType]) -> pa.Schema:
-    """The schema of a table's batches: fields in schema order, named by column id."""
-
-    return pa.schema(
-        [
-            pa.field(str(column.column_id), kind.arrow)
-            for column, kind in zip(schema.columns, kinds, strict=True)
-        ]
+        counts_keys_by_body=not any(kind.is_nested for kind in shape.kinds),
+        compiled=compiled_plan(schema.columns, shape),
     )
 
 

@@ -1,6 +1,6 @@
 """What columns a table's batches have: their types, and the schema of the batch.
 
-For decoding in threads; the plans of `decode_json.py` belong to the event loop.
+Any thread may ask; the plans of `decode_json.py`, made of these, belong to the event loop.
 """
 
 from __future__ import annotations

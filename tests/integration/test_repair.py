@@ -257,16 +257,7 @@ async def test_B9_only_what_of_a_lost_group_has_no_end_is_given_up(lake: Validat
     _, lost = await group(lake, table, 1, 2)
     whole = await claimed(lake)
     await lake.bus.nack(whole.lease, error="as one", delay_s=0.0)
-    half = await claimed(lake)
-    staged = await lake.stager.stage(half, await lake.bus.read(half))
-    commit = Commit(
-        commit_id=new_uuid(),
-        lease=half.lease,
-        files=staged.files,
-        range_bytes=staged.range_bytes,
-        owner=lake.owner,
-    )
-    await lake.catalog.publish(new_uuid(), [commit])
+    await lake.publish_claim(await claimed(lake))
     await lose(lake, lost[0])
     finding = f"payload_missing:{whole.lease.shard}-{whole.lease.lo}"
     assert (await repair(lake, finding)).startswith("1 rows of 1 requests")

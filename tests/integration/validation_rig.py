@@ -20,7 +20,7 @@ from lakebus.clock import SYSTEM_CHANCE, SystemClock, new_uuid
 from lakebus.schemas import HIDDEN_COLUMNS, TableSchema
 from lakebus.snapshots import DataFile
 from lakebus.telemetry import MemoryMetrics
-from storage.bus.interface import IngestBus
+from storage.bus.interface import Claim, IngestBus
 from storage.bus.memory import MemoryBus
 from storage.catalog.interface import Catalog, Commit, CommitOutcome
 from storage.catalog.memory import MemoryCatalog
@@ -90,17 +90,20 @@ class ValidatedLake:
         """Everything that waits, by real staging."""
 
         while (claim := await self.bus.claim(self.owner)) is not None:
-            staged = await self.stager.stage(claim, await self.bus.read(claim))
-            commit = Commit(
-                commit_id=new_uuid(),
-                lease=claim.lease,
-                files=staged.files,
-                range_bytes=staged.range_bytes,
-                owner=self.owner,
-                quarantined=staged.quarantined,
-            )
-            published = await self.catalog.publish(new_uuid(), [commit])
-            assert published.outcomes[commit.commit_id] is CommitOutcome.PUBLISHED
+            await self.publish_claim(claim)
+
+    async def publish_claim(self, claim: Claim) -> None:
+        staged = await self.stager.stage(claim, await self.bus.read(claim))
+        commit = Commit(
+            commit_id=new_uuid(),
+            lease=claim.lease,
+            files=staged.files,
+            range_bytes=staged.range_bytes,
+            owner=self.owner,
+            quarantined=staged.quarantined,
+        )
+        published = await self.catalog.publish(new_uuid(), [commit])
+        assert published.outcomes[commit.commit_id] is CommitOutcome.PUBLISHED
 
     async def write(self, table: TableSchema, count: int = 3, rows: int = 4) -> DataFile:
         """Appends and publishes; answers the newest file."""

@@ -15,8 +15,8 @@ import pytest
 from lakebus.schemas import TableSchema
 from storage.rows import compiled_json
 from storage.rows.compiled_json import CompiledPlan, CompiledReader, compiled_plan
-from storage.rows.decode_json import DecodePlan, arrow_schema, make_plan
-from storage.rows.types import parse_type
+from storage.rows.decode_json import DecodePlan, make_plan
+from storage.rows.shapes import shape_of
 
 SOURCE = Path(compiled_json.__file__).with_name("json_columns.c")
 
@@ -41,8 +41,7 @@ def reader() -> CompiledReader:
 
 
 def plan_for(schema: TableSchema) -> CompiledPlan | None:
-    kinds = [parse_type(column.type) for column in schema.columns]
-    return compiled_plan(schema.columns, kinds, arrow_schema(schema, kinds), reader())
+    return compiled_plan(schema.columns, shape_of(schema), reader())
 
 
 def plan_with(schema: TableSchema) -> DecodePlan:

@@ -21,6 +21,7 @@ from storage.rows.decode_json import exact_json, exact_ndjson
 from storage.rows.decode_together import JsonBody
 from storage.rows.fingerprint import fingerprint
 from storage.rows.segment import EntryPart
+from storage.rows.shapes import TableShape
 from tests.unit import compiled_rig
 from tests.unit.test_rows_agreement import FITTING, bodies, storage_of
 
@@ -276,7 +277,7 @@ def test_it_is_optional(tmp_path: Path) -> None:
     other = tmp_path / "other.c"
     other.write_text("long long json_columns_layout(void) { return 0; }\n")
     assert load(compiled_rig.build(other, tmp_path / "other.so")) is None
-    assert compiled_plan((), (), pa.schema([]), None) is None
+    assert compiled_plan((), TableShape((), pa.schema([])), None) is None
 
 
 def test_A9_A10_bodies_together(monkeypatch: pytest.MonkeyPatch) -> None:
