@@ -37,7 +37,8 @@ class Answer:
 
 
 class Connection:
-    """Opens lazily, reopens after a drop. Not for concurrent use."""
+    """Opens lazily, and again after a drop or when the server ended an idle one. Not for concurrent
+    use."""
 
     def __init__(self, url: str, api_key: str, *, timeout_s: float = 130.0) -> None:
         parts = urlsplit(url)
@@ -91,6 +92,10 @@ class Connection:
     async def _exchange(
         self, method: str, path: str, body: bytes, headers: dict[str, str]
     ) -> Answer:
+        if self._streams is not None and self._streams[0].at_eof():
+            # The server ended it while it was idle. Nothing of this request was sent, so that
+            # opening another is no repetition.
+            self.close()
         if self._streams is None:
             self._streams = await asyncio.open_connection(
                 self._host, self._port, limit=16 * 1024 * 1024
