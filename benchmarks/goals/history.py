@@ -53,8 +53,8 @@ stack's own polling included. Peers: one writer; growth of the time of a commit,
 over fewer commits (or {_PEER_S:g} s): for information.
 P13: {COMMITS:,} bodies of {ROWS} rows by 8 clients, maintenance by default and left to itself \
 until its files stay as many or are few (at most 3 minutes); the peer has the same commits from \
-one writer, not merged, then merged once. Then each query in turns, ours over HTTP, the peer's \
-in process with two threads, {PAIRS} times."""
+one writer, not merged, then merged once. Then each query in turns, ours over HTTP by the query \
+replica's direct door (as in P12), the peer's in process with two threads, {PAIRS} times."""
 
 
 def run(context: Context, turns: Turns) -> None:
@@ -225,7 +225,7 @@ def _asked(stack: RunningStack, peer: Any, sql: str, point: int) -> Figures:
     lake_sql = sql.format(t="lake.t", point=point)
 
     async def over_http() -> None:
-        connection = Connection(stack.url, stack.api_key)
+        connection = Connection(stack.asked, stack.api_key)
         for number in range(PAIRS + 2):
             began = time.perf_counter()
             answer = await connection.query(sql.format(t=TABLE, point=point))
