@@ -1,7 +1,7 @@
 """A process that does nothing but ingest, to be killed: `python -m tests.matrix.ingest_process`.
 
-It takes a database and ids, offers one entry for each id at once (under the key that
-`keyed_entries` gives it), and prints a line for each receipt it got.
+It takes a database and ids, says that it is ready, offers one entry for each id at once (under the
+key that `keyed_entries` gives it), and prints a line for each receipt it got.
 """
 
 from __future__ import annotations
@@ -18,17 +18,25 @@ from tests.failpoints.folder import FailpointFolder
 from tests.failpoints.markers import ROOT
 from tests.matrix.rig import MATRIX_SETTINGS, MatrixLake, keyed_entries
 
+_READY = "ready"
 
-def start_ingest(
+
+async def start_ingest(
     lake: MatrixLake, folder: FailpointFolder, ids: list[int]
 ) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+    """Returns when the process has imported everything and opened the lake. That takes a second of
+    processor time, so on a busy machine half a minute: it is no part of what a test waits for."""
+    process = subprocess.Popen(
         [sys.executable, "-m", "tests.matrix.ingest_process", lake.dsn, json.dumps(ids)],
         env=folder.environment(),
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
     )
+    assert process.stdout is not None
+    said = await asyncio.to_thread(process.stdout.readline)
+    assert said.strip() == _READY, f"it ended with {process.wait()} before it was ready"
+    return process
 
 
 async def end_of(process: subprocess.Popen[str]) -> tuple[int, list[str]]:
@@ -42,6 +50,7 @@ async def ingest(dsn: str, ids: list[int]) -> None:
     try:
         table = await lake.catalog.table("t")
         assert table is not None
+        print(_READY, flush=True)
         await asyncio.gather(*(_one(lake, table.schema, n) for n in ids))
     finally:
         await lake.close()

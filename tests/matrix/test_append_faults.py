@@ -45,7 +45,7 @@ async def test_M02_killed_while_requests_are_queued_nothing_is_durable_and_a_ret
     lake, ids = matrix_lake, list(range(8))
     before = await lake.everything()
     failpoint_folder.arm(place, Crash())
-    process = start_ingest(lake, failpoint_folder, ids)
+    process = await start_ingest(lake, failpoint_folder, ids)
     assert await failpoint_folder.reached(place) == process.pid
     assert await end_of(process) == (-signal.SIGKILL, [])
     await lake.unchanged_since(before)
@@ -62,7 +62,7 @@ async def test_M02_killed_after_the_commit_and_before_the_answer_a_retry_gets_th
 ) -> None:
     lake, ids = matrix_lake, list(range(8))
     failpoint_folder.arm("group_commit.after_append", Crash())
-    process = start_ingest(lake, failpoint_folder, ids)
+    process = await start_ingest(lake, failpoint_folder, ids)
     assert await end_of(process) == (-signal.SIGKILL, [])
     await lake.audit(others=len(ids), drained=False)
 
@@ -80,7 +80,7 @@ async def test_M02_killed_while_the_database_works_the_retry_waits_for_its_end(
     """The session outlives its client: what it was asked for is done, and nobody hears of it."""
     lake, ids = matrix_lake, list(range(8))
     await lake.sql.arm("append_group.after_counter", SqlPause())
-    process = start_ingest(lake, failpoint_folder, ids)
+    process = await start_ingest(lake, failpoint_folder, ids)
     await lake.sql.reached("append_group.after_counter")
     process.kill()
     assert await end_of(process) == (-signal.SIGKILL, [])
