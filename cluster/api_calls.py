@@ -63,7 +63,8 @@ class Api:
             url, api_key, timeout_s=timeout_s, ingest_url=ingest_url, query_url=query_url
         )
         self.url = url
-        self._door = Door(url, ingest_url)
+        # What one of them learns, the other knows: the client waits where rows went.
+        self._door = self.client.door or Door(url, ingest_url)
         self._query_door = Door(url, query_url)
         self.timeout_s = timeout_s
         self._authorization = f"Bearer {api_key}"

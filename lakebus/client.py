@@ -44,9 +44,9 @@ def connect(
 ) -> Client:
     """A client; connections are made when needed. `url` is the address of the server, or "ray" in a
     job on the Ray cluster that serves lakebus: then calls go through Ray (`lakebus.client_ray`).
-    Rows and queries take the server's direct doors by themselves where there are any; `ingest_url`
-    and `query_url` name them, instead of learning them from the server, and `url` itself in their
-    place means not to use one.
+    Rows, waits for them and queries take the server's direct doors by themselves where there are
+    any; `ingest_url` and `query_url` name them, instead of learning them from the server, and `url`
+    itself in their place means not to use one.
 
     Raises MalformedRequest for a bad URL, or outside of a Ray cluster, and PackageMissing.
     """

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlencode
 
 from lakebus import errors
-from lakebus.client_door import Door, IngestWay
+from lakebus.client_door import DirectWay, Door, IngestWay
 from lakebus.client_errors import AnswerTruncated, package_missing
 from lakebus.client_forms import (
     JSON,
@@ -25,7 +25,7 @@ from lakebus.client_forms import (
     write_headers,
 )
 from lakebus.client_http import SCOPE, Connections, Exchange, Reply, TransportFailed, Way
-from lakebus.client_query_door import QueryWay
+from lakebus.client_query_door import QueryWay, VisibilityWay
 from lakebus.client_ray_calls import RAY
 
 TIMEOUT_S = 30.0
@@ -37,8 +37,8 @@ _Got = TypeVar("_Got", Exchange, Reply)
 
 class Calls:
     """One server and one key. `timeout_s` is the budget of one call, retries included;
-    `ingest_url` and `query_url` the direct doors for rows and for SQL, which are learned from the
-    server unless given."""
+    `ingest_url` and `query_url` the direct doors for rows (and waiting for them) and for SQL, which
+    are learned from the server unless given."""
 
     def __init__(
         self,
@@ -53,9 +53,13 @@ class Calls:
         self._ingest_url, self._query_url = ingest_url, query_url
         self._connections: Way = _ray() if url == RAY else Connections(url)
         self._direct: IngestWay | None = None
+        self._direct_wait: VisibilityWay | None = None
         self._direct_sql: QueryWay | None = None
-        if url != RAY:
-            self._direct = IngestWay(self._connections, Door(url, ingest_url))
+        #: What is known of the direct door for rows; None on a Ray cluster.
+        self.door = Door(url, ingest_url) if url != RAY else None
+        if self.door is not None:
+            self._direct = IngestWay(self._connections, self.door)
+            self._direct_wait = VisibilityWay(self._connections, self.door)
             self._direct_sql = QueryWay(self._connections, Door(url, query_url))
         if not (api_key and api_key.isascii() and api_key.isprintable()):
             raise errors.MalformedRequest("an API key is visible ASCII text, as it was given out")
@@ -64,7 +68,7 @@ class Calls:
 
     def close(self) -> None:
         self._connections.close()
-        for way in (self._direct, self._direct_sql):
+        for way in (self._direct, self._direct_wait, self._direct_sql):
             if way is not None:
                 way.close()
 
@@ -85,11 +89,20 @@ class Calls:
         *,
         document: object = None,
         timeout_s: float | None = None,
+        visibility: bool = False,
     ) -> dict[str, Any]:
         headers = {} if document is None else {"content-type": JSON}
         body = b"" if document is None else json_text(document)
         return document_of(
-            self._call(method, path, query=query, body=body, headers=headers, timeout_s=timeout_s)
+            self._call(
+                method,
+                path,
+                query=query,
+                body=body,
+                headers=headers,
+                timeout_s=timeout_s,
+                visibility=visibility,
+            )
         )
 
     def _call(
@@ -102,14 +115,20 @@ class Calls:
         headers: Mapping[str, str],
         timeout_s: float | None = None,
         ingest: bool = False,
+        visibility: bool = False,
         sql: bool = False,
     ) -> Exchange:
         """One call with its retries, and its whole answer. Raises the typed error of the last.
-        `ingest` or `sql`: it is rows or SQL, which take a direct door where there is one."""
+        `ingest`, `visibility` or `sql`: it is rows, a wait for them or SQL, which take a direct
+        door where there is one."""
 
-        direct = self._direct if ingest else self._direct_sql if sql else None
-        way = self._connections if direct is None else direct
-        return self._tried(way.exchange, method, path, query, body, headers, timeout_s)
+        direct: DirectWay | None = None
+        if ingest or visibility:
+            direct = self._direct if ingest else self._direct_wait
+        elif sql:
+            direct = self._direct_sql
+        send = self._connections.exchange if direct is None else direct.exchange
+        return self._tried(send, method, path, query, body, headers, timeout_s)
 
     def _open(
         self,

@@ -160,12 +160,14 @@ class Queries(Calls):
         )
 
     def wait_visible(self, after: After, *, timeout_s: float | None = None) -> str:
-        """Waits until a snapshot covers `after`; its token. Raises VisibilityTimeout,
-        Quarantined."""
+        """Waits until a snapshot covers `after`; its token. Takes the direct door that rows take.
+        Raises VisibilityTimeout, Quarantined."""
 
         budget_s = self._timeout_s if timeout_s is None else timeout_s
         document = {"token": tokens_of(after), "timeout_ms": milliseconds(budget_s)}
-        found = self._read("POST", "/v1/visibility", document=document, timeout_s=budget_s)
+        found = self._read(
+            "POST", "/v1/visibility", document=document, timeout_s=budget_s, visibility=True
+        )
         return str(found["visibility_token"])
 
     def snapshots(self, *, limit: int = 100, before: int | None = None) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
-"""The client's way to the direct door for queries: as `lakebus.client_door`, for what is asked.
+"""The client's ways to the direct doors for what is asked: as `lakebus.client_door` for rows.
 
-A query changes nothing, so whatever the door leaves open may be asked again by Serve's route: it
+SQL has a door of its own; waiting for rows uses the one that the rows took. A query or a wait
+changes nothing, so whatever the door leaves open may be asked again by Serve's route: it
 reads the same snapshot if one is named, and a newer one otherwise. What the door says of the query
 itself (wrong SQL, no such table, no time left) is the answer, like everything that is not a sign of
 the door's own end. Of an answer that is read piece by piece only the head can be asked for again.
@@ -45,6 +46,16 @@ class QueryWay(DirectWay):
         return answer.query_url
 
 
+class VisibilityWay(DirectWay):
+    """How a client waits for rows: by the door that it writes through, once it knows that."""
+
+    def _is_elsewhere(self, status: int, body: bytes) -> bool:
+        return is_elsewhere(status, body)
+
+    def _told(self, answer: Exchange) -> str | None:
+        return answer.ingest_url
+
+
 class Refusal(Reply):
     """An answer that was read to its end to see whose it is."""
 
@@ -66,8 +77,9 @@ class Refusal(Reply):
 
 
 def is_elsewhere(status: int, body: bytes) -> bool:
-    """Of what answers to SQL: the door ends or starts, is another lake's, or is no lakebus. What it
-    says of the query itself is believed, or a query without time left would run twice."""
+    """Of what answers to SQL and waits: the door ends or starts, is another lake's, or is no
+    lakebus. What it says of the query or wait itself is believed, or one without time left would
+    run twice, and a wait that ran out would send rows the other way."""
 
     if status < 400:
         return False

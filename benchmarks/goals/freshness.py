@@ -36,7 +36,8 @@ DuckDB instances in one process, no HTTP; until the reader has the answer. The f
 are not counted.
 P7: an open loop at half of the rows/s that 8 clients published just before on the same stack; \
 each request is measured from when it was due, one of {_VISIBLE_EACH} until `/v1/visibility` \
-says that its rows are there. Competitors publish such figures for other work on other machines: \
+says that its rows are there; at the direct door that is asked there too, as clients of ours do by \
+themselves. Competitors publish such figures for other work on other machines: \
 no ratio.
 P17: the server's own `wait_ms` of a query with a token that was visible long before, on an idle \
 stack."""
@@ -174,9 +175,8 @@ def _open_loop(
     stack: RunningStack, url: str, *, table: str, rate: float, seconds: float
 ) -> dict[str, Any]:
     order = {
-        "url": url, "read_url": stack.url, "api_key": stack.api_key, "table": table, "rows": ROWS,
-        "rate": rate, "visible_each": _VISIBLE_EACH,
-        "announce": True,
+        "url": url, "api_key": stack.api_key, "table": table, "rows": ROWS, "rate": rate,
+        "visible_each": _VISIBLE_EACH, "announce": True,
     }  # fmt: skip
     process = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.open_load"], stdin=subprocess.PIPE,

@@ -12,12 +12,14 @@ import lakebus
 from cluster.api_calls import Api
 from lakebus.client import Client
 from lakebus.client_door import Door
-from lakebus.errors import MalformedRequest, RowsInvalid
+from lakebus.errors import MalformedRequest, RowsInvalid, VisibilityTimeout
 from tests.unit.client_rig import accepted, answer_of, header_of, problem_of
 from tests.unit.doors_rig import ID, KEY, Doors, two_doors
 
 
-def rows_accepted(_: bytes, *headers: str) -> bytes:
+def rows_accepted(request: bytes, *headers: str) -> bytes:
+    if request.startswith(b"POST /v1/visibility "):
+        return answer_of(200, {"visibility_token": "seen"})
     return answer_of(202, accepted(1), *headers)
 
 
@@ -170,3 +172,77 @@ def test_a_pickled_client_keeps_its_door(doors: Doors) -> None:
     with client, pickle.loads(pickle.dumps(client)) as again:
         _ingest(again, "k")
     assert (len(doors.served), doors.at_door) == (0, 1)
+
+
+# --- waiting for rows --------------------------------------------------------------------------
+
+
+def waits(requests: list[bytes]) -> int:
+    return sum(request.startswith(b"POST /v1/visibility ") for request in requests)
+
+
+def test_rows_are_waited_for_where_they_went(doors: Doors) -> None:
+    with lakebus.connect(doors.url, KEY, timeout_s=10) as client:
+        assert client.wait_visible("t0") == "seen"  # where the door is, rows tell
+        client.ingest("t", [{"id": 1}])
+        assert client.wait_visible("t1") == "seen"
+        assert client.wait_visible("t2") == "seen"
+    assert (waits(doors.served), waits(doors.asked)) == (1, 2)
+    who, *rest = doors.asked  # and never the key before it is known who is there
+    assert who.startswith(b"GET /healthz ")
+    assert KEY.encode() not in who
+    assert all(KEY.encode() in request for request in rest)
+
+
+async def test_rows_are_waited_for_where_they_went_without_blocking(doors: Doors) -> None:
+    async with lakebus.connect_async(
+        doors.url, KEY, timeout_s=10, ingest_url=doors.door_url
+    ) as client:
+        assert await client.wait_visible("t") == "seen"
+    assert (waits(doors.served), waits(doors.asked)) == (0, 1)
+
+
+def test_a_command_waits_where_its_rows_went(doors: Doors) -> None:
+    with Api(doors.url, KEY, timeout_s=10) as api:
+        api.send("POST", "/v1/tables/t/rows", body=b"[]", key="k", ingest=True)
+        assert api.client.wait_visible("t") == "seen"
+    assert (waits(doors.served), waits(doors.asked)) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        None,
+        answer_of(401, problem_of("unauthenticated", retryable=False)),
+        answer_of(503, problem_of("unavailable", retryable=True)),
+        answer_of(404, b"Not Found"),
+    ],
+    ids=["hangs_up", "another_lake", "ends", "no_lakebus"],
+)
+def test_D4_a_wait_that_the_door_leaves_open_goes_on_by_the_other_way(
+    doors: Doors, answer: bytes | None
+) -> None:
+    doors.refusal = answer
+    with lakebus.connect(doors.url, KEY, timeout_s=10, ingest_url=doors.door_url) as client:
+        assert client.wait_visible("t0") == "seen"
+        assert client.wait_visible("t1") == "seen"
+        client.ingest("t", [{"id": 1}])  # one door: it rests for rows, too
+    assert (waits(doors.served), waits(doors.asked)) == (2, 1)
+    assert doors.at_door == 1
+
+
+def test_D4_a_wait_that_ran_out_at_the_door_has_run_out(doors: Doors) -> None:
+    doors.refusal = answer_of(504, problem_of("visibility_timeout", retryable=False))
+    with lakebus.connect(doors.url, KEY, timeout_s=10, ingest_url=doors.door_url) as client:
+        with pytest.raises(VisibilityTimeout):
+            client.wait_visible("t", timeout_s=0.05)
+        doors.refusal = b""
+        client.ingest("t", [{"id": 1}])  # and the door is as good as before
+    assert (doors.served, doors.at_door) == ([], 2)
+
+
+def test_the_own_address_as_ingest_url_is_for_waits_too(doors: Doors) -> None:
+    with lakebus.connect(doors.url, KEY, timeout_s=10, ingest_url=doors.url) as client:
+        client.ingest("t", [{"id": 1}])
+        assert client.wait_visible("t") == "seen"
+    assert (waits(doors.served), doors.asked) == (1, [])
