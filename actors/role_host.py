@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from enum import StrEnum
 
 from actors.backend import Backend
 from actors.brake import FilesBrake
@@ -20,6 +19,7 @@ from actors.loop import LoopStatus, OnFatal
 from actors.maintenance import JobRunner, Maintainer
 from actors.publisher import Publisher, SnapshotPublisher
 from actors.range_files import EncodeFile
+from actors.roles import ALL_ROLES, Role
 from actors.staging import Stager
 from actors.supervisor import Crew, NoCrew, Supervisor
 from lakebus.clock import Clock, SystemClock, new_uuid
@@ -27,17 +27,6 @@ from lakebus.telemetry import NO_METRICS, Metrics
 from storage.files.parquet import encode_data_file
 
 _LOG = logging.getLogger(__name__)
-
-
-class Role(StrEnum):
-    LEASE_MANAGER = "lease_manager"
-    COORDINATOR = "coordinator"
-    PUBLISHER = "publisher"
-    SUPERVISOR = "supervisor"
-    MAINTENANCE = "maintenance"
-
-
-ALL_ROLES = frozenset(Role)
 
 
 @dataclass(frozen=True, slots=True)

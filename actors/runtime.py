@@ -42,7 +42,8 @@ from actors.handles import (
 from actors.job_runner import RayJobRunner
 from actors.publisher import Submitted
 from actors.ray_metrics import RayMetrics
-from actors.role_host import Role, RoleHost
+from actors.role_host import RoleHost
+from actors.roles import Role
 from actors.runtime_settings import CORE, RuntimeSettings
 from actors.supervisor import Crew, NoCrew, RoleState
 from lakebus.errors import (

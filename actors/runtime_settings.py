@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from actors.code_version import code_version
-from actors.handles import ActorAddress, RoleHandle
-from actors.role_host import ALL_ROLES, Role
+from actors.roles import ALL_ROLES, Role
+
+if TYPE_CHECKING:
+    from actors.handles import RoleHandle
 
 CORE = "core"
 
@@ -54,4 +56,6 @@ class RuntimeSettings:
         return next(iter(self.roles()))
 
     def handle(self, role: str) -> RoleHandle:
+        from actors.handles import ActorAddress, RoleHandle  # with Ray
+
         return RoleHandle(ActorAddress(self.namespace, role, self.version))

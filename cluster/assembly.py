@@ -14,18 +14,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
-from actors.backend import Backend
 from actors.hints import HintSender
-from cluster import components
+from cluster import components, replica_components
 from lakebus.clock import SystemClock
 from lakebus.settings import Settings
 from lakebus.telemetry import (
     NO_METRICS,
-    NO_TRACING,
     Metrics,
-    Tracing,
     configure_logging,
-    open_tracing,
 )
 from serve_app.dependencies import Dependencies
 from serve_app.limits import Admission
@@ -72,36 +68,6 @@ class _Reading:
     barrier: Barrier
     manifest: Manifest
     resolver: Resolver
-
-
-async def open_backend(path: str) -> Backend:
-    """One role process's view of the lake (`actors.backend.BackendFactory`)."""
-
-    settings = components.read_settings(path)
-    store = components.object_store(settings)
-    lake = await components.open_lake(settings, store)
-
-    async def close() -> None:
-        await lake.close()
-
-    return Backend(
-        bus=lake.bus,
-        catalog=lake.catalog,
-        store=store,
-        hints=lake.hints,
-        stack=lake.identity.lake_id.hex,
-        settings=components.role_settings(settings),
-        tracing=_tracing(settings, "roles"),
-        upkeep=lake.upkeep,
-        inspection=lake.inspection,
-        erasing=lake.erasing,
-        jobs=lake.jobs,
-        engine=components.job_engine_settings(settings),
-        jobs_dir=components.jobs_dir(settings),
-        maintainer=components.maintainer_settings(settings),
-        maintenance=components.maintenance_settings(settings),
-        close=close,
-    )
 
 
 @asynccontextmanager
@@ -196,7 +162,7 @@ async def _api(
     await hints.start()
     stack.push_async_callback(hints.stop)
     tables = TableCache(lake.catalog)
-    ingesting = components.ingest_settings(settings)
+    ingesting = replica_components.ingest_settings(settings)
     return dataclasses.replace(
         _shared(reading, metrics=metrics, service="ingest"),
         ingest=IngestService(
@@ -241,13 +207,13 @@ async def _api(
 
 async def _query(stack: AsyncExitStack, reading: _Reading, *, metrics: Metrics) -> Dependencies:
     settings, lake = reading.settings, reading.lake
-    cache = components.file_cache(
+    cache = replica_components.file_cache(
         settings, reading.store, needed=reading.manifest.needs, metrics=metrics
     )
     if cache is not None:
         stack.push_async_callback(cache.close)
         reading.manifest.on_load = cache.sweep
-    engine = QueryEngine(components.engine_settings(settings, cache))
+    engine = QueryEngine(replica_components.engine_settings(settings, cache))
     await engine.start()
     stack.push_async_callback(engine.stop)
     planner = Planner(reading.store, cache=cache)
@@ -264,7 +230,7 @@ async def _query(stack: AsyncExitStack, reading: _Reading, *, metrics: Metrics) 
             engine=engine,
             codec=lake.codec,
             pins=pins,
-            limits=components.query_limits(settings),
+            limits=replica_components.query_limits(settings),
         ),
         changes=ChangeReader(
             catalog=lake.catalog,
@@ -282,7 +248,7 @@ async def _query(stack: AsyncExitStack, reading: _Reading, *, metrics: Metrics) 
 async def _open_pins(stack: AsyncExitStack, reading: _Reading) -> PinKeeper:
     """The claim of this process on the files it reads. Queries wait for the first grant."""
 
-    settings, watcher = components.pin_settings(reading.settings), reading.watcher
+    settings, watcher = replica_components.pin_settings(reading.settings), reading.watcher
 
     async def head() -> Head:
         known = watcher.head_within(settings.renew_s)
@@ -299,7 +265,7 @@ def _shared(reading: _Reading, *, metrics: Metrics, service: str) -> Dependencie
     """What both kinds of replica stand on."""
 
     lake = reading.lake
-    limits = components.http_limits(reading.settings)
+    limits = replica_components.http_limits(reading.settings)
     return Dependencies(
         keyring=KeyRing(lake.keys),
         catalog=lake.catalog,
@@ -309,10 +275,10 @@ def _shared(reading: _Reading, *, metrics: Metrics, service: str) -> Dependencie
         manifest=reading.manifest,
         limits=limits,
         budget=ByteBudget(limits.inflight_bytes_max, share=reading.settings.limits.inflight_share),
-        admission=Admission(components.limit_settings(reading.settings, service)),
+        admission=Admission(replica_components.limit_settings(reading.settings, service)),
         ready=_ready_checks(reading),
         metrics=metrics,
-        tracing=_tracing(reading.settings, service),
+        tracing=components.tracing(reading.settings, service),
     )
 
 
@@ -322,13 +288,3 @@ def _ready_checks(reading: _Reading) -> dict[str, Callable[[], Awaitable[object]
         "bus": reading.lake.bus.ends,
         "object_store": lambda: reading.store.size(_PROBE_KEY),
     }
-
-
-def _tracing(settings: Settings, service: str) -> Tracing:
-    if not settings.telemetry.tracing:
-        return NO_TRACING
-    return open_tracing(
-        exporter=settings.telemetry.exporter,
-        service=f"lakebus {service}",
-        ratio=settings.telemetry.sample_ratio,
-    )

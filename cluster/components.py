@@ -2,38 +2,31 @@
 
 A process of the stack is given the path of a private settings file and nothing else; it reads the
 file and makes what it needs. Settings stay here: each component is handed its own small part.
+
+What only replicas have is in `cluster.replica_components`: a job's process starts with this module,
+and should not wait for theirs.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import tempfile
-import uuid
-from collections.abc import Callable
 from pathlib import Path
 
 from pydantic import SecretStr
 
 from actors.settings import MaintainerSettings, RoleSettings
-from cluster import migrate
 from cluster.private_files import write_private
+from cluster.schema_state import require_known_schema
 from lakebus.errors import ConfigurationError
 from lakebus.settings import Settings
-from lakebus.telemetry import NO_METRICS, Metrics
-from serve_app.dependencies import HttpLimits
-from serve_app.limits import LimitSettings
+from lakebus.telemetry import NO_TRACING, Tracing, open_tracing
 from storage.bus.settings import BusSettings
 from storage.engine.settings import EngineSettings
-from storage.files.cache import FileCache
 from storage.files.objects import LocalObjectStore, ObjectStore, OpenedStore
-from storage.ingesting.requests import IngestSettings
 from storage.maintenance.settings import MaintenanceSettings
 from storage.postgres import PostgresLake
 from storage.postgres.pool import PoolSettings
-from storage.reading.pins import PinSettings
-from storage.reading.query import QueryLimits
 
 SETTINGS_FILE = "secrets/settings.json"
 
@@ -142,57 +135,6 @@ def jobs_dir(settings: Settings) -> Path:
     return Path(settings.data_dir).resolve() / "jobs"
 
 
-def ingest_settings(settings: Settings) -> IngestSettings:
-    return IngestSettings(rows_max=settings.http.rows_max)
-
-
-def query_limits(settings: Settings) -> QueryLimits:
-    query = settings.query
-    return QueryLimits(
-        rows_max=query.rows_max,
-        bytes_max=query.result_bytes_max,
-        timeout_ms=query.timeout_ms_default,
-    )
-
-
-def pin_settings(settings: Settings) -> PinSettings:
-    """A short life is renewed more often: some renewals may fail before queries are stopped."""
-
-    ttl_s = settings.query.pin_ttl_s
-    return PinSettings(
-        renew_s=min(5.0, ttl_s / 5),
-        ttl_s=ttl_s,
-        margin_s=min(10.0, ttl_s / 5),
-        call_s=min(10.0, ttl_s / 4),
-    )
-
-
-def http_limits(settings: Settings) -> HttpLimits:
-    return HttpLimits(
-        body_bytes_max=settings.http.body_bytes_max,
-        inflight_bytes_max=settings.bus.inflight_bytes_max,
-    )
-
-
-def limit_settings(settings: Settings, service: str) -> LimitSettings:
-    """A replica's part of the quotas. Query replicas that are added under load add to a quota: how
-    many run is not known to each other, and nobody should wait for a part that no replica gives."""
-
-    limits, http = settings.limits, settings.http
-    replicas = {"ingest": http.ingest_replicas, "query": http.query_replicas_min}
-    return LimitSettings(
-        requests_per_s=limits.requests_per_s,
-        ingest_bytes_per_s=limits.ingest_bytes_per_s,
-        burst_s=limits.burst_s,
-        queries_at_once=limits.queries_at_once,
-        requests_at_once=min(limits.requests_at_once, max(1, http.ongoing_requests_max * 7 // 8)),
-        requests_all=http.ongoing_requests_max,
-        ingest_at_once=limits.ingest_at_once,
-        presence_s=limits.presence_s,
-        replicas=replicas.get(service, 1),
-    )
-
-
 def object_store(settings: Settings) -> OpenedStore:
     """The store of data files. Raises ConfigurationError."""
 
@@ -275,45 +217,12 @@ def cache_dir(settings: Settings) -> Path:
     return (settings.store.cache_dir or Path(settings.data_dir) / "cache").absolute()
 
 
-def file_cache(
-    settings: Settings,
-    store: ObjectStore,
-    *,
-    needed: Callable[[uuid.UUID], bool],
-    metrics: Metrics = NO_METRICS,
-) -> FileCache | None:
-    """The copies of one replica; None where the store itself keeps files on this machine."""
-
-    if store.local_path("probe") is not None:
-        return None
-    return FileCache.open(
-        store,
-        cache_dir(settings),
-        bytes_max=settings.store.cache_max_bytes,
-        fetches_at_once=settings.store.cache_fetches,
-        needed=needed,
-        metrics=metrics,
-    )
-
-
-def engine_settings(settings: Settings, cache: FileCache | None = None) -> EngineSettings:
-    """Each replica spills into a folder of its own, made anew at its start."""
-
-    parent = Path(settings.data_dir).resolve() / "spill"
-    parent.mkdir(mode=0o700, exist_ok=True)
-    spill = tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=parent)
-    made = _engine_settings(settings, spill)
-    if cache is None:
-        return made
-    return dataclasses.replace(made, allowed_directory=str(cache.folder))
-
-
 def job_engine_settings(settings: Settings) -> EngineSettings:
     """The caged engine of one job: it spills into the job's folder, which replaces the one named
     here, and is as small as the job."""
 
     return dataclasses.replace(
-        _engine_settings(settings, str(jobs_dir(settings))),
+        engine_settings_at(settings, str(jobs_dir(settings))),
         memory_limit_bytes=settings.maintenance.rewrite_memory_bytes,
         threads=settings.maintenance.rewrite_threads,
         spare=False,
@@ -326,7 +235,9 @@ def _readable_dir(settings: Settings) -> Path:
     return objects_dir(settings) if keeps_files_here(settings) else cache_dir(settings)
 
 
-def _engine_settings(settings: Settings, temp_directory: str) -> EngineSettings:
+def engine_settings_at(settings: Settings, temp_directory: str) -> EngineSettings:
+    """Of an engine that spills into this folder."""
+
     query = settings.query
     return EngineSettings(
         allowed_directory=str(_readable_dir(settings)),
@@ -344,6 +255,18 @@ def _engine_settings(settings: Settings, temp_directory: str) -> EngineSettings:
     )
 
 
+def tracing(settings: Settings, service: str) -> Tracing:
+    """Traces of one process, where they are wanted."""
+
+    if not settings.telemetry.tracing:
+        return NO_TRACING
+    return open_tracing(
+        exporter=settings.telemetry.exporter,
+        service=f"lakebus {service}",
+        ratio=settings.telemetry.sample_ratio,
+    )
+
+
 def dsn_of(settings: Settings) -> str:
     if settings.postgres.dsn is None:
         raise ConfigurationError("postgres.dsn is not set for a process of the stack")
@@ -354,7 +277,7 @@ async def open_lake(settings: Settings, store: ObjectStore) -> PostgresLake:
     """Connects to a database whose schema is this version's. Raises StartRefused, Unavailable."""
 
     dsn = dsn_of(settings)
-    await migrate.require_known_schema(dsn)
+    await require_known_schema(dsn)
     return await PostgresLake.open(
         dsn,
         bus_settings=bus_settings(settings),

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from cluster import components, migrate
+from cluster import components
 from cluster.embedded_postgres import EmbeddedPostgres
+from cluster.schema_state import require_known_schema
 from cluster.stack_files import StackFiles
 from lakebus.errors import StartRefused
 from lakebus.settings import Settings
@@ -94,5 +95,5 @@ async def database_of(settings: Settings) -> AsyncIterator[str]:
 
 
 async def _known(dsn: str) -> str:
-    await migrate.require_known_schema(dsn)
+    await require_known_schema(dsn)
     return dsn

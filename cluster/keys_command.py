@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from cluster import components, migrate
+from cluster import components
+from cluster.schema_state import require_known_schema
 from cluster.text_table import text_table
 from lakebus.errors import ConfigurationError
 from lakebus.settings import Settings
@@ -72,7 +73,7 @@ async def _opened(settings: Settings) -> AsyncIterator[PostgresLake]:
             " stack of the profile local has made its own, see connection.json"
         )
     dsn = components.dsn_of(settings)
-    await migrate.require_known_schema(dsn)
+    await require_known_schema(dsn)
     lake = await PostgresLake.open(dsn, bus_settings=components.bus_settings(settings))
     try:
         yield lake

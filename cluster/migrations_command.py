@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cluster import migrate
 from cluster.embedded_postgres import EmbeddedPostgres
+from cluster.schema_state import SchemaState
 from cluster.stack_files import StackFiles
 from lakebus.settings import Settings
 
@@ -19,5 +20,5 @@ async def migrate_now(settings: Settings) -> str:
             return _words(await migrate.upgrade(server.dsn))
 
 
-def _words(state: migrate.SchemaState) -> str:
+def _words(state: SchemaState) -> str:
     return f"The database has schema {state.revision} with functions {state.functions}."

@@ -25,7 +25,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cluster import leftovers, migrate, processes, ray_environment
+from cluster import leftovers, processes, ray_environment, schema_state
 from cluster.embedded_postgres import EmbeddedPostgres
 from cluster.host_link import HostFailed, HostLink
 from cluster.ports import PortClaims
@@ -204,14 +204,15 @@ class Stack:
         dsn = self._settings.postgres.dsn
         if dsn is not None:
             text = dsn.get_secret_value()
-            if self._migrate_external or (await migrate.current(text)).empty:
-                await migrate.upgrade(text)
-            await migrate.require_known_schema(text)
+            if self._migrate_external or (await schema_state.current(text)).empty:
+                await _upgrade(text)
+            await schema_state.require_known_schema(text)
             return text
         self._postgres = EmbeddedPostgres.from_settings(self.files.root, self._settings.postgres)
         began = time.monotonic()
         text = await self._postgres.start()
-        await migrate.upgrade(text)
+        if not (await schema_state.current(text)).up_to_date:
+            await _upgrade(text)
         self._say(f"PostgreSQL runs ({time.monotonic() - began:.1f} s)")
         return text
 
@@ -387,6 +388,13 @@ class _Pauses:
         await asyncio.sleep(_RESTART_PAUSES_S[min(self._count, len(_RESTART_PAUSES_S) - 1)])
         self._count += 1
         self._last = time.monotonic()
+
+
+async def _upgrade(dsn: str) -> None:
+    # Mostly there is nothing to do, and a second of processor time is what Alembic takes to import.
+    from cluster import migrate
+
+    await migrate.upgrade(dsn)
 
 
 def answers(url: str) -> tuple[bool, str]:

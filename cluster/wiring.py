@@ -79,7 +79,7 @@ def runtime_settings(settings: Settings, settings_path: Path) -> RuntimeSettings
     """What the actors' runtime is told."""
     return RuntimeSettings(
         namespace=NAMESPACE,
-        factory="cluster.assembly:open_backend",
+        factory="cluster.backend:open_backend",
         config=str(settings_path),
         placement=settings.actors.placement,
         coordinators=settings.actors.coordinators,

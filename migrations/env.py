@@ -5,7 +5,8 @@ from __future__ import annotations
 from alembic import context
 from sqlalchemy import Connection
 
-from storage.tables import SCHEMA, metadata
+from storage.names import SCHEMA
+from storage.tables import metadata
 
 
 def run(connection: Connection) -> None:

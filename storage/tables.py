@@ -20,9 +20,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
-SCHEMA = "lakebus"
-SEGMENT_RING = 4
-KEY_RING = 3
+from storage.names import KEY_RING, SCHEMA, SEGMENT_RING
 
 metadata = sa.MetaData(
     schema=SCHEMA,

@@ -15,8 +15,8 @@ from typing import TypeVar
 
 import asyncpg
 
+from storage.names import SCHEMA
 from storage.postgres.pool import Pool
-from storage.tables import SCHEMA
 
 _Found = TypeVar("_Found")
 

@@ -34,11 +34,11 @@ from storage.bus.interface import Accepted, Claim, NewEntry
 from storage.bus.settings import BusSettings
 from storage.catalog.interface import Commit, Head, Published
 from storage.files.statistics import table_statistics
+from storage.names import SCHEMA
 from storage.postgres import PostgresLake
 from storage.postgres.rewind import GuardSettings
 from storage.rows.segment import EntryPart
 from storage.rows.types import parse_type
-from storage.tables import SCHEMA
 
 ROWS = 10
 #: Events of a file made in bulk: `FIRST_EVENT + number * EVENTS` and following.

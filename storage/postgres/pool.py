@@ -12,9 +12,9 @@ from typing import TypeAlias
 import asyncpg
 
 from lakebus.errors import StartRefused
+from storage.names import SCHEMA
 from storage.postgres.failures import connecting
 from storage.postgres.rewind import HistoryGuard
-from storage.tables import SCHEMA
 
 _log = logging.getLogger(__name__)
 

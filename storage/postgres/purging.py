@@ -14,9 +14,9 @@ import asyncpg
 from storage.bus.interface import EmptiedBus, PurgeReport
 from storage.bus.settings import BusSettings
 from storage.files.objects import ObjectStore
+from storage.names import KEY_RING, SEGMENT_RING
 from storage.postgres.failures import reading
 from storage.postgres.pool import Pool
-from storage.tables import KEY_RING, SEGMENT_RING
 
 LOG_ROWS_A_STEP = 2_000
 _FORGET_PAYLOADS = "SELECT * FROM forget_payloads($1)"

@@ -17,10 +17,10 @@ import asyncpg
 from lakebus.errors import HistoryRewound, StartRefused, Unavailable
 from storage.bus.settings import BusSettings
 from storage.files.objects import ObjectStore
+from storage.names import SCHEMA
 from storage.postgres.failures import connecting, reading, writing
 from storage.postgres.rewind import Settled, examine, refusal, settle
 from storage.postgres.rewind_marker import State
-from storage.tables import SCHEMA
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ import pytest
 
 from actors import runtime
 from actors.runtime_settings import RuntimeSettings
-from cluster import migrate, ray_host
+from cluster import migrate, ray_host, schema_state
 from lakebus.errors import LakebusError, OutcomeUnknown, Unavailable
 from storage.postgres.failures import connecting, reading, writing
 
@@ -45,7 +45,7 @@ async def test_F1_a_database_that_is_full_of_connections_is_away_and_not_a_surpr
     try:
         await owner.execute(f"CREATE DATABASE {name} CONNECTION LIMIT 0")
         with pytest.raises(Unavailable):
-            await migrate.current(urlunsplit(parts._replace(path=f"/{name}")))
+            await schema_state.current(urlunsplit(parts._replace(path=f"/{name}")))
     finally:
         await owner.execute(f"DROP DATABASE {name}")
         await owner.close()
@@ -58,7 +58,7 @@ async def test_F1_a_connection_cut_during_the_look_at_the_schema_is_away(databas
         # Its lock keeps the other's look waiting until it is ended.
         async with killer.transaction():
             await killer.execute("LOCK TABLE lakebus.schema_version IN ACCESS EXCLUSIVE MODE")
-            looking = asyncio.create_task(migrate.current(database_dsn))
+            looking = asyncio.create_task(schema_state.current(database_dsn))
             while not await killer.fetchval(
                 "SELECT count(*) FROM pg_locks WHERE NOT granted AND pid <> pg_backend_pid()"
             ):

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import asyncpg
 
-from storage.tables import SCHEMA, metadata
+from storage.names import SCHEMA
+from storage.tables import metadata
 
 _SEQUENCES = "SELECT sequencename FROM pg_sequences WHERE schemaname = $1"
 _TABLES = [table.name for table in metadata.sorted_tables]

@@ -17,8 +17,8 @@ from typing import Self
 
 import asyncpg
 
+from storage.names import SCHEMA
 from storage.sql import install_statements
-from storage.tables import SCHEMA
 from tests.failpoints.markers import require_known, sql_with_calls
 
 #: A transaction that has not ended sends no notification, so its count is looked at this often.

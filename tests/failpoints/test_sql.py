@@ -8,7 +8,8 @@ import time
 import asyncpg
 import pytest
 
-from cluster.migrate import current, require_known_schema, upgrade
+from cluster.migrate import upgrade
+from cluster.schema_state import current, require_known_schema
 from storage.sql import install_statements
 from tests.failpoints.markers import all_markers, sql_with_calls
 from tests.failpoints.sql import (

@@ -26,7 +26,7 @@ import ray
 
 from actors import runtime
 from actors.handles import RoleHandle
-from actors.role_host import Role
+from actors.roles import Role
 from actors.runtime_settings import RuntimeSettings
 from cluster.migrate import upgrade
 from lakebus.clock import new_uuid

@@ -10,8 +10,8 @@ import asyncpg
 from benchmarks.growth.lake import ENDED_EVERY, growing_lake
 from benchmarks.growth.point import Point
 from storage.files.statistics import statistics_from_json, statistics_to_json
+from storage.names import SCHEMA
 from storage.reading.manifest import Manifest
-from storage.tables import SCHEMA
 
 #: What is other in every publication: ids, places and times; those of one kind are compared below.
 _OWN = {

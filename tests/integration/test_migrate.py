@@ -11,10 +11,11 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from cluster import migrate
+from cluster import migrate, schema_state
 from lakebus.errors import StartRefused, Unavailable
+from storage.names import SCHEMA
 from storage.sql import fingerprint
-from storage.tables import SCHEMA, metadata
+from storage.tables import metadata
 
 
 async def run(dsn: str, sql: str) -> None:
@@ -26,11 +27,11 @@ async def run(dsn: str, sql: str) -> None:
 
 
 async def test_upgrade_makes_everything_and_repeating_changes_nothing(database_dsn: str) -> None:
-    assert (await migrate.current(database_dsn)).empty
+    assert (await schema_state.current(database_dsn)).empty
     made = await migrate.upgrade(database_dsn)
-    assert made == migrate.SchemaState(migrate.newest_revision(), fingerprint())
+    assert made == schema_state.SchemaState(schema_state.newest_revision(), fingerprint())
     assert await migrate.upgrade(database_dsn) == made
-    await migrate.require_known_schema(database_dsn)
+    await schema_state.require_known_schema(database_dsn)
 
 
 async def test_migrations_and_table_definitions_are_the_same_database(database_dsn: str) -> None:
@@ -65,14 +66,14 @@ async def test_concurrent_upgrades_do_not_disturb_each_other(database_dsn: str) 
 
 async def test_empty_database_is_refused_with_the_command(database_dsn: str) -> None:
     with pytest.raises(StartRefused, match="lakebus migrate"):
-        await migrate.require_known_schema(database_dsn)
+        await schema_state.require_known_schema(database_dsn)
 
 
 async def test_schema_of_a_newer_version_is_refused(database_dsn: str) -> None:
     await migrate.upgrade(database_dsn)
     await run(database_dsn, f"UPDATE {SCHEMA}.schema_version SET version_num = '9999'")
     with pytest.raises(StartRefused, match="a newer version made it"):
-        await migrate.require_known_schema(database_dsn)
+        await schema_state.require_known_schema(database_dsn)
     with pytest.raises(StartRefused, match="a newer version made it"):
         await migrate.upgrade(database_dsn)
 
@@ -81,9 +82,9 @@ async def test_other_functions_are_refused_and_installed_by_an_upgrade(database_
     await migrate.upgrade(database_dsn)
     await run(database_dsn, f"COMMENT ON SCHEMA {SCHEMA} IS 'lakebus functions 0123456789abcdef'")
     with pytest.raises(StartRefused, match="lakebus migrate"):
-        await migrate.require_known_schema(database_dsn)
+        await schema_state.require_known_schema(database_dsn)
     await migrate.upgrade(database_dsn)
-    await migrate.require_known_schema(database_dsn)
+    await schema_state.require_known_schema(database_dsn)
 
 
 async def test_failed_upgrade_leaves_the_database_as_it_was(
@@ -92,7 +93,7 @@ async def test_failed_upgrade_leaves_the_database_as_it_was(
     monkeypatch.setattr(migrate, "install_statements", lambda: ("SELECT 1 FROM nowhere",))
     with pytest.raises(asyncpg.UndefinedTableError):
         await migrate.upgrade(database_dsn)
-    assert (await migrate.current(database_dsn)).empty
+    assert (await schema_state.current(database_dsn)).empty
     connection = await asyncpg.connect(database_dsn)
     assert await connection.fetchval("SELECT to_regnamespace($1)", SCHEMA) is None
     await connection.close()
@@ -100,4 +101,4 @@ async def test_failed_upgrade_leaves_the_database_as_it_was(
 
 async def test_unreachable_database_says_so() -> None:
     with pytest.raises(Unavailable, match="cannot be reached"):
-        await migrate.current("postgresql://lakebus@127.0.0.1:1/lakebus")
+        await schema_state.current("postgresql://lakebus@127.0.0.1:1/lakebus")

@@ -15,6 +15,7 @@ import uvicorn
 
 from actors.role_host import RoleHost
 from cluster import assembly
+from cluster.backend import open_backend
 from lakebus.errors import LakebusError
 from serve_app.app import create_app
 
@@ -35,7 +36,7 @@ async def serve(settings_path: str, port: int) -> None:
 
 
 async def coordinate(settings_path: str) -> None:
-    backend = await assembly.open_backend(settings_path)
+    backend = await open_backend(settings_path)
     host = RoleHost(backend=backend, on_fatal=lambda _role, _error: os._exit(1))
     await host.start()
     await asyncio.Event().wait()

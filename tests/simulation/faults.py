@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from actors.role_host import Role
+from actors.roles import Role
 from tests.simulation.event_loop import Process
 from tests.simulation.network import Weather
 from tests.simulation.replicas import Replica

@@ -18,7 +18,7 @@ from actors.coordinator import CommitCoordinator
 from actors.lease_manager import LeaseManager, Leases
 from actors.publisher import Publisher, SnapshotPublisher, Submitted
 from actors.range_files import RangeEntry, single_payload
-from actors.role_host import Role
+from actors.roles import Role
 from actors.staging import Stager
 from actors.supervisor import NoCrew, Supervisor
 from lakebus.errors import OutcomeUnknown, Unavailable

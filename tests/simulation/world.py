@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from actors.role_host import Role
+from actors.roles import Role
 from actors.settings import RoleSettings
 from lakebus.schemas import TableSchema
 from lakebus.snapshots import DataFile, Snapshot

@@ -15,7 +15,8 @@ import pytest
 
 from actors.backend import Backend
 from actors.job_process import LEFTOVER_AGE_S, LocalJobRunner
-from actors.role_host import Role, RoleHost
+from actors.role_host import RoleHost
+from actors.roles import Role
 from actors.settings import MaintainerSettings
 from lakebus.clock import SystemClock, new_uuid
 from lakebus.errors import (

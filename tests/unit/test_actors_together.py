@@ -14,7 +14,8 @@ import pyarrow as pa
 import pytest
 
 from actors.hints import HintSender
-from actors.role_host import ALL_ROLES, Role, RoleHost
+from actors.role_host import RoleHost
+from actors.roles import ALL_ROLES, Role
 from lakebus.clock import SystemClock
 from lakebus.errors import OutcomeUnknown, Unavailable
 from lakebus.schemas import TableSchema

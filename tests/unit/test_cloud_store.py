@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from obstore.exceptions import GenericError
 
-from cluster import components, doctor
+from cluster import components, doctor, replica_components
 from lakebus.errors import ConfigurationError, Corrupt, Unavailable
 from lakebus.settings import Settings
 from storage.engine.engine import QueryEngine
@@ -292,10 +292,10 @@ async def test_a_stack_opens_the_store_that_its_settings_name(
     for shown in (repr(settings), str(settings.describe()), settings.model_dump_json()):
         assert SECRET_KEY not in shown
         assert ACCESS_KEY not in shown
-    cache = components.file_cache(settings, store, needed=lambda _: True)
+    cache = replica_components.file_cache(settings, store, needed=lambda _: True)
     assert cache is not None
     assert cache.folder.parent == tmp_path / "cache"
-    engine = components.engine_settings(settings, cache)
+    engine = replica_components.engine_settings(settings, cache)
     assert engine.allowed_directory == str(cache.folder)
     await cache.close()
 
@@ -304,8 +304,10 @@ def test_a_stack_without_a_url_keeps_files_in_its_folder(tmp_path: Path) -> None
     settings = Settings.load(environ={"LAKEBUS_DATA_DIR": str(tmp_path)})
     store = components.object_store(settings)
     assert store.local_path("a") == tmp_path / "objects" / "a"
-    assert components.file_cache(settings, store, needed=lambda _: True) is None
-    assert components.engine_settings(settings).allowed_directory == str(tmp_path / "objects")
+    assert replica_components.file_cache(settings, store, needed=lambda _: True) is None
+    assert replica_components.engine_settings(settings).allowed_directory == str(
+        tmp_path / "objects"
+    )
     store.close()
     wrong = Settings.load(environ={"LAKEBUS_STORE_URL": "ftp://lake"})
     with pytest.raises(ConfigurationError, match=r"store\.url"):

@@ -30,6 +30,7 @@ EXCEPTIONS = {("lakebus/__main__.py", "cluster")}
 RAY_ALLOWED = {
     "actors/handles.py",
     "actors/job_runner.py",
+    "actors/job_worker.py",
     "actors/ray_metrics.py",
     "actors/runtime.py",
     "lakebus/client_ray.py",

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from cluster.components import limit_settings
+from cluster.replica_components import limit_settings
 from lakebus.errors import Backpressure, RateLimited, Unavailable
 from lakebus.settings import Settings
 from serve_app.dependencies import HttpLimits
