@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import select
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import TypeAlias
 
 import asyncpg
 
-from lakebus.errors import StartRefused
+from lakebus.errors import LakebusError, StartRefused
 from storage.names import SCHEMA
 from storage.postgres.failures import connecting
 from storage.postgres.rewind import HistoryGuard
@@ -68,6 +69,24 @@ class PoolSettings:
 _Connection: TypeAlias = "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
 
 
+class _Session(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
+    """A connection that can be asked whether its server has left."""
+
+    __slots__ = ()
+
+    def has_news(self) -> bool:
+        """Whether something lies in the socket that nobody has asked for: between two calls that is
+        the server's farewell, its end of the connection, or both. `is_closed` only knows of it when
+        the event loop has had a turn; what is sent until then is lost, and its outcome unknown."""
+
+        socket = self._transport.get_extra_info("socket")
+        if socket is None or socket.fileno() < 0:
+            return True
+        asked = select.poll()  # not `select`: that takes no descriptor above 1,023
+        asked.register(socket.fileno(), select.POLLIN)
+        return bool(asked.poll(0))
+
+
 class Pool:
     """A small asyncpg pool that opens lazily and maps failures to lakebus errors.
 
@@ -75,6 +94,12 @@ class Pool:
     back and taking it again costs three turns of the event loop, and on a busy one each turn is
     work for somebody else that the answer waits for. Whatever did not end well goes back, and
     asyncpg sees to it; so does everything while somebody waits for a connection.
+
+    A connection that stayed taken is looked at before it is used again, so that a server which
+    restarted, a time limit or an administrator that ended it costs nobody an answer. What a look
+    cannot tell is a server that vanished: such a connection is silent like a good one. So the first
+    call that breaks or hears nothing ends all connections that lie idle beside its own: one call
+    waits for a lost server, not as many as there are connections.
     """
 
     def __init__(
@@ -102,6 +127,7 @@ class Pool:
                 timeout=self._settings.connect_ms / 1000,
                 command_timeout=self._settings.command_s,
                 server_settings=session,
+                connection_class=_Session,
                 init=self._prepare,
                 # Nothing of ours changes session state, so the reset query would be a wasted trip.
                 reset=_keep_session,
@@ -154,6 +180,10 @@ class Pool:
                 guard.refuse()  # making the connection may have shown it
             yield connection
             ended_well = True
+        except Exception as error:
+            if _server_vanished(error):
+                await self._distrust(pool)
+            raise
         finally:
             if ended_well and generation == self._generation and self._may_keep(connection):
                 self._kept.append(connection)
@@ -164,14 +194,28 @@ class Pool:
         while self._kept:
             connection = self._kept.pop()
             if _is_open(connection):
-                return connection
-            await self._give_back(pool, connection)
+                if not connection.has_news():
+                    return connection
+                connection.terminate()  # which gives it back, too
+            else:
+                await self._give_back(pool, connection)
         self._taking += 1
         try:
             with connecting():
                 return await pool.acquire(timeout=self._settings.connect_ms / 1000)
         finally:
             self._taking -= 1
+
+    async def _distrust(self, pool: asyncpg.Pool[asyncpg.Record]) -> None:
+        """Ends what lies idle. Connections in use are judged by their own calls."""
+
+        kept, self._kept = self._kept, []
+        for connection in kept:
+            if _is_open(connection):
+                connection.terminate()  # a farewell would wait for a server that is not there
+            else:
+                await self._give_back(pool, connection)
+        await pool.expire_connections()
 
     def _may_keep(self, connection: _Connection) -> bool:
         return (
@@ -195,6 +239,16 @@ def _is_open(connection: _Connection) -> bool:
         return not connection.is_closed()
     except asyncpg.InterfaceError:  # it ended while nobody used it, and asyncpg has cleared it away
         return False
+
+
+def _server_vanished(error: BaseException) -> bool:
+    """Nothing was heard, or the connection ended without a word. A server that says why it ends one
+    connection is there, and `has_news` knows of the others it has ended."""
+
+    told = error.__cause__ if isinstance(error, LakebusError) else error
+    if isinstance(told, asyncpg.ConnectionDoesNotExistError):
+        return not isinstance(told.__cause__, asyncpg.PostgresError)
+    return isinstance(told, (TimeoutError, ConnectionError))
 
 
 async def _keep_session(_connection: asyncpg.Connection[asyncpg.Record]) -> None:
