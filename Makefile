@@ -13,7 +13,7 @@ WORKERS ?= 2
 CHECKED := lakebus storage actors serve_app cluster migrations tests
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format chaos soak fuzz stores simulate mutation bench bench-quick profiles bench-compaction docs lock clean
+.PHONY: help demo test check format chaos soak fuzz fuzz-json stores simulate mutation bench bench-quick profiles bench-compaction docs lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -43,6 +43,9 @@ soak: $(VENV)/.dev ## All maintenance jobs at work under kills: SEED=7 MINUTES=3
 
 fuzz: $(VENV)/.dev ## The service against its own OpenAPI: MINUTES=5 SEED=1
 	$(BIN)/python -m tests.openapi --minutes $(or $(MINUTES),5) $(if $(SEED),--seed $(SEED))
+
+fuzz-json: $(VENV)/.dev ## The compiled JSON reader against the exact pass, with sanitizers: MINUTES=5 SEED=1
+	$(BIN)/python -m tests.json_reader --minutes $(or $(MINUTES),5) $(if $(SEED),--seed $(SEED))
 
 stores: $(VENV)/.dev ## Hold the object store that the settings name to every promise
 	$(BIN)/python -m tests.given_store

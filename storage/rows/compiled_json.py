@@ -9,6 +9,13 @@ properties hold it to that.
 It works in buffers that belong to this module and cannot be outgrown: a body has no more text than
 bytes, rows are bounded by what was made room for, and zeros behind each body end every loop. What
 it has read is copied out of them, so they serve again.
+
+It is a plain library called through ctypes, no extension module: it knows no Python object, counts
+no references and allocates nothing. So it is all one to it which interpreter of a process calls it,
+and no lock has to be held. What threads share here is code, plans, which nobody changes, and a list
+that is changed in single steps, each of which is whole also without the GIL; buffers are never
+shared. After a fork each process has its own. Plans hold addresses: they cannot be pickled. Where
+memory ends, whoever asked for it raises MemoryError, and what is kept stays fit for use.
 """
 
 from __future__ import annotations
@@ -40,7 +47,7 @@ KEPT_ROWS: Final = 16 * 1024
 ROOM_BYTES_MAX: Final = 512 * 1024 * 1024
 
 _LAYOUT: Final = 1
-_PADDING: Final = bytes(64)
+PADDING_BYTES: Final = 64
 _SLACK_BYTES: Final = 200
 #: The widest value and its validity; of a text its end.
 _VALUE_BYTES: Final = 16 + 1 + 4
@@ -212,7 +219,7 @@ def _width(kind: ColumnType) -> int:
     return 1 if kind.family is Family.BOOLEAN else int(kind.arrow.bit_width) // 8
 
 
-class _Buffers:
+class Buffers:
     """Room for `rows` rows of `size` bytes of bodies. Not for two threads at once."""
 
     def __init__(self, *, size: int, rows: int, bodies: int, columns: int, texts: int) -> None:
@@ -240,7 +247,7 @@ class _Buffers:
 
 
 #: Taken out while in use, so threads never share them.
-_kept: list[_Buffers] = []
+_kept: list[Buffers] = []
 
 
 def read_bodies(
@@ -249,11 +256,12 @@ def read_bodies(
     """The rows of each body that is right and usual, None when no body is. `lines`: whether a body
     has an object a line, instead of one array or one object."""
 
-    data = b"\0".join([*bodies, _PADDING])
-    if len(bodies) > BODIES_MAX:
+    # Only of bytes the length is that of the text: a view may count other items, or have gaps.
+    if len(bodies) > BODIES_MAX or not all(type(body) is bytes for body in bodies):
         return None
+    data = b"\0".join([*bodies, bytes(PADDING_BYTES)])
     small = len(data) <= KEPT_BYTES
-    buffers = _kept_buffers() if small else _own_buffers(plan, data, len(bodies))
+    buffers = _kept_buffers() if small else own_buffers(plan, data, len(bodies))
     if buffers is None:
         return None
     try:
@@ -263,13 +271,13 @@ def read_bodies(
             _kept[:] = [buffers]
 
 
-def _kept_buffers() -> _Buffers:
+def _kept_buffers() -> Buffers:
     """For any table. What its bodies do not need of them is never touched, and takes no memory."""
 
     try:
         return _kept.pop()
     except IndexError:
-        return _Buffers(
+        return Buffers(
             size=KEPT_BYTES,
             rows=KEPT_ROWS,
             bodies=BODIES_MAX,
@@ -278,17 +286,17 @@ def _kept_buffers() -> _Buffers:
         )
 
 
-def _own_buffers(plan: CompiledPlan, data: bytes, bodies: int) -> _Buffers | None:
+def own_buffers(plan: CompiledPlan, data: bytes, bodies: int) -> Buffers | None:
     columns, texts = len(plan.kinds), plan.texts
     rows = data.count(b"{")
     if columns * rows * _VALUE_BYTES + texts * len(data) > ROOM_BYTES_MAX:
         return None
-    return _Buffers(size=len(data), rows=rows, bodies=bodies, columns=columns, texts=texts)
+    return Buffers(size=len(data), rows=rows, bodies=bodies, columns=columns, texts=texts)
 
 
 def _read(
     plan: CompiledPlan,
-    buffers: _Buffers,
+    buffers: Buffers,
     data: bytes,
     bodies: Sequence[bytes],
     lines: Sequence[bool],

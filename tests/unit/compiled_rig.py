@@ -4,8 +4,6 @@ may be older, and some have none."""
 from __future__ import annotations
 
 import functools
-import shutil
-import subprocess
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -17,19 +15,20 @@ from storage.rows import compiled_json
 from storage.rows.compiled_json import CompiledPlan, CompiledReader, compiled_plan
 from storage.rows.decode_json import DecodePlan, make_plan
 from storage.rows.shapes import shape_of
-
-SOURCE = Path(compiled_json.__file__).with_name("json_columns.c")
+from tests.json_reader import building
+from tests.json_reader.building import SOURCE
 
 
 def build(source: Path, target: Path) -> Path:
     """Skips the test where there is no compiler."""
 
-    compiler = shutil.which("cc")
-    if compiler is None:
+    needs_compiler()
+    return building.build(source, target)
+
+
+def needs_compiler() -> None:
+    if building.compiler() is None:
         pytest.skip("needs a C compiler")
-    options = ["-std=c11", "-O1", "-shared", "-fPIC"]
-    subprocess.run([compiler, *options, "-o", str(target), str(source)], check=True)
-    return target
 
 
 @functools.cache

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 
-import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,6 +13,7 @@ from lakebus.errors import LakebusError
 from lakebus.schemas import Column, TableSchema
 from storage.rows.columns import REFUSALS
 from storage.rows.decode_json import exact_json, exact_ndjson, fast_json, fast_ndjson, plan_of
+from tests.json_reader.judge import storage_of
 
 ROWS_MAX = 50
 
@@ -109,18 +109,6 @@ FITTING = {
     "uuid": _uuid_text.map(lambda t: f'"{t}"'),
     "json": _nested,
 }
-
-
-def storage_of(array: pa.Array) -> pa.Array:
-    """Buffers to compare bit by bit: floats as integers, so that NaN and -0.0 count."""
-
-    if isinstance(array, pa.ExtensionArray):
-        array = array.storage
-    if pa.types.is_float32(array.type):
-        return array.view(pa.int32())
-    if pa.types.is_float64(array.type):
-        return array.view(pa.int64())
-    return array
 
 
 @st.composite

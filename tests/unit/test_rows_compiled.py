@@ -22,8 +22,9 @@ from storage.rows.decode_together import JsonBody
 from storage.rows.fingerprint import fingerprint
 from storage.rows.segment import EntryPart
 from storage.rows.shapes import TableShape
+from tests.json_reader.judge import storage_of
 from tests.unit import compiled_rig
-from tests.unit.test_rows_agreement import FITTING, bodies, storage_of
+from tests.unit.test_rows_agreement import FITTING, bodies
 
 ROWS_MAX = 50
 KNOWN = [

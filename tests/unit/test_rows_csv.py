@@ -18,7 +18,8 @@ from storage.rows.decode import DecodedRows, OnInvalid, decode_rows
 from storage.rows.decode_csv import exact_csv, fast_csv
 from storage.rows.fingerprint import fingerprint
 from storage.rows.segment import EntryPart
-from tests.unit.test_rows_agreement import FITTING, storage_of
+from tests.json_reader.judge import storage_of
+from tests.unit.test_rows_agreement import FITTING
 
 CSV = "text/csv"
 

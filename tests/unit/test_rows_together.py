@@ -21,9 +21,10 @@ from storage.rows.decode_together import IdentifiedRows, JsonBody, decode_togeth
 from storage.rows.fingerprint import fingerprint, fingerprints
 from storage.rows.segment import EntryPart
 from storage.rows.types import parse_type
+from tests.json_reader.judge import storage_of
 from tests.unit import compiled_rig
 from tests.unit.http_rig import problem, server
-from tests.unit.test_rows_agreement import FITTING, storage_of
+from tests.unit.test_rows_agreement import FITTING
 
 ROWS_MAX = 50
 
