@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+import random
 from collections.abc import Callable, Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import pytest
 
 from lakebus.errors import Corrupt, SchemaInvalid
 from lakebus.schemas import Column, TableSchema
+from storage.files import parquet
 from storage.files.parquet import (
     HIDDEN_FIELD_IDS,
     ROW_FIELD_ID,
@@ -22,6 +25,7 @@ from storage.files.parquet import (
     read_footer,
     scan_expression,
 )
+from storage.files.statistics import column_statistics
 from storage.rows.types import parse_type
 from tests.unit.pruning_worlds import array
 
@@ -257,6 +261,113 @@ def test_repeating_columns_get_a_dictionary_and_others_do_not(write: Write) -> N
     assert found == {
         "few": True, "many": False, "n": False, "$shard": False, "$position": False, "$row": False,
     }  # fmt: skip
+
+
+_INTEGERS: dict[str, tuple[int, int]] = {
+    "tinyint": (-128, 127),
+    "smallint": (-(2**15), 2**15 - 1),
+    "integer": (-(2**31), 2**31 - 1),
+    "bigint": (-(2**63), 2**63 - 1),
+    "utinyint": (0, 255),
+    "usmallint": (0, 2**16 - 1),
+    "uinteger": (0, 2**32 - 1),
+    "ubigint": (0, 2**64 - 1),
+    "date": (-(2**31) + 2, 2**31 - 1),
+    "time": (0, 86_400_000_000),
+    "timestamp": (-(2**63) + 2, 2**63 - 1),
+    "timestamptz": (-(2**63) + 2, 2**63 - 1),
+    "decimal(9,4)": (-(10**9) + 1, 10**9 - 1),
+    "decimal(18,4)": (-(10**18) + 1, 10**18 - 1),
+}
+
+
+@pytest.mark.parametrize("kind", _INTEGERS)
+def test_integers_far_apart_survive_their_packing(
+    database: duckdb.DuckDBPyConnection, tmp_path: Path, kind: str
+) -> None:
+    """Differences of neighbours overflow here, which the writer and every reader must do alike."""
+
+    low, high = _INTEGERS[kind]
+    chance = random.Random(kind)
+    values: list[int | None] = [low, high, low, None, high, high, low, low + 1, high - 1]
+    values += [chance.choice((None, low, high, chance.randint(low, high))) for _ in range(3000)]
+    values += range(max(low, 100), min(high, 100 + 2000))
+    schema, arrow = schema_of((1, "c", kind)), parse_type(kind).arrow
+    if pa.types.is_decimal(arrow):
+        exact: list[Any] = [None if n is None else Decimal(n).scaleb(-4) for n in values]
+        column = pa.array(exact, arrow)
+    else:
+        column = pa.array(values, f"{'u' * (low == 0 and high > 2**63)}int64").cast(
+            arrow if pa.types.is_integer(arrow) else pa.int64(), safe=True
+        )
+        if not pa.types.is_integer(arrow):
+            column = column.cast(pa.int32() if pa.types.is_date(arrow) else pa.int64()).view(arrow)
+    rows = rows_of(schema, {1: [None] * len(values)}).set_column(0, "1", column)
+    encoded = encode_data_file(schema, rows, row_group_rows=1000)
+    path = tmp_path / "packed.parquet"
+    path.write_bytes(encoded.data)
+    chunk = pq.read_metadata(path).row_group(0).column(0)
+    assert (chunk.encodings, chunk.compression) == (("RLE", "DELTA_BINARY_PACKED"), "UNCOMPRESSED")
+    assert pq.read_table(path, columns=["c"]).column(0).combine_chunks().cast(arrow).equals(column)
+    relation = scan_expression(schema, [str(path)], ordered=True)
+    found = database.sql(f"select c from {relation} t").to_arrow_table().column(0)
+    assert found.cast(arrow).combine_chunks().equals(column)
+    for place in (0, 1):  # what lies at a bound is found by it
+        extreme = f"(select c from {relation} t limit 1 offset {place})"
+        database.execute(f"create or replace table extreme as {extreme}")
+        query = f"select count(*) from {relation} t where c = (from extreme)"
+        assert database.execute(query).fetchone() == (values.count(values[place]),)
+
+
+def test_the_rows_of_a_file_that_stays_are_pressed_harder(monkeypatch: pytest.MonkeyPatch) -> None:
+    schema = schema_of((1, "text", "varchar"), (2, "number", "double"), (3, "id", "integer"))
+    rows = rows_of(schema, {1: [f"text {n}" for n in range(500)], 2: [0.5] * 500, 3: [*range(500)]})
+
+    def codecs() -> list[str]:
+        footer = pq.read_metadata(pa.BufferReader(encode_data_file(schema, rows).data))
+        return [footer.row_group(0).column(n).compression for n in range(footer.num_columns)]
+
+    assert codecs() == ["LZ4", "LZ4", *["UNCOMPRESSED"] * 4]
+    monkeypatch.setattr(parquet, "_SOON_MERGED_BYTES", rows.nbytes)
+    assert codecs() == ["ZSTD", "ZSTD", *["UNCOMPRESSED"] * 4]
+
+
+def test_nested_columns_are_compressed_whatever_their_leaves_are_called() -> None:
+    schema = schema_of((1, "list", "integer[]"), (2, "id", "integer"))
+    rows = rows_of(schema, {1: [[n, n] for n in range(50)], 2: [*range(50)]})
+    footer = pq.read_metadata(pa.BufferReader(encode_data_file(schema, rows).data))
+    chunks = [footer.row_group(0).column(n) for n in range(footer.num_columns)]
+    assert {chunk.compression for chunk in chunks} == {"LZ4"}
+    assert chunks[1].encodings == ("RLE", "DELTA_BINARY_PACKED")
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ["b", "a", "c"],
+        ["", "z", "y"],
+        ["a\0b", "a\0a", "a"],
+        ["x" * 70, "y" * 70, "\U0010ffff" * 30],
+        ["\ud7ff" * 40, "a", "é"],
+        ["a", "b" * 5000, "c"],
+        ["a", "b", "c" * 2000],
+        ["d" * 5000, "d" * 5000, "d" * 5000],
+        [],
+    ],
+)
+def test_D11_bounds_of_texts_are_those_of_the_values(
+    texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parquet, "_FOOTER_ROWS_MIN", 0)
+    schema = schema_of((1, "first", "varchar"), (2, "list", "integer[]"), (3, "text", "varchar"))
+    first = [None, *texts[1:]] if texts else []
+    rows = rows_of(schema, {1: first, 2: [[1]] * len(texts), 3: texts})
+    for group_rows in (1, 2, 100):
+        found = encode_data_file(schema, rows, row_group_rows=group_rows).statistics
+        for column_id in (1, 3):
+            values = rows.column(str(column_id))
+            assert found[column_id] == column_statistics(parse_type("varchar"), values)
+        assert list(found) == [1, 2, 3]
 
 
 def test_bugs_of_the_caller_are_refused() -> None:
