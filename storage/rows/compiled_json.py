@@ -48,6 +48,9 @@ ROOM_BYTES_MAX: Final = 512 * 1024 * 1024
 
 _LAYOUT: Final = 1
 PADDING_BYTES: Final = 64
+_BRACE: Final = ord("{")
+#: What the comparison takes for each byte stays in a core's cache.
+_COUNTED_AT_ONCE: Final = 256 * 1024
 _SLACK_BYTES: Final = 200
 #: The widest value and its validity; of a text its end.
 _VALUE_BYTES: Final = 16 + 1 + 4
@@ -288,10 +291,21 @@ def _kept_buffers() -> Buffers:
 
 def own_buffers(plan: CompiledPlan, data: bytes, bodies: int) -> Buffers | None:
     columns, texts = len(plan.kinds), plan.texts
-    rows = data.count(b"{")
+    rows = _braces(data)
     if columns * rows * _VALUE_BYTES + texts * len(data) > ROOM_BYTES_MAX:
         return None
     return Buffers(size=len(data), rows=rows, bodies=bodies, columns=columns, texts=texts)
+
+
+def _braces(data: bytes) -> int:
+    """At least as many as there are rows. The method of bytes looks at each byte by itself: as
+    long as reading a fifth of the rows."""
+
+    count = 0
+    for start in range(0, len(data), _COUNTED_AT_ONCE):
+        part = np.frombuffer(data, np.uint8, min(_COUNTED_AT_ONCE, len(data) - start), start)
+        count += int(np.count_nonzero(part == _BRACE))
+    return count
 
 
 def _read(

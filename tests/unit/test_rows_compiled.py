@@ -246,6 +246,19 @@ def test_large_bodies_have_buffers_of_their_own_and_threads_share_none() -> None
         assert len([*pool.map(rows_of, range(0, 300_000, 100_000))]) == 3
 
 
+@pytest.mark.parametrize("at_once", [7, 997, 1 << 40])
+def test_large_bodies_get_room_for_all_of_their_rows(
+    monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    """Rows are counted in parts; one too few would leave the body to the other readers."""
+
+    monkeypatch.setattr(compiled_json, "_COUNTED_AT_ONCE", at_once)
+    rows = compiled_json.KEPT_BYTES // 18
+    got = read(table(("id", "bigint")), b'{"id": 1234567890}\n' * rows, lines=True, rows_max=rows)
+    assert got is not None
+    assert got.ends == [rows]
+
+
 def test_bodies_that_would_need_too_much_room_are_not_for_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
