@@ -13,7 +13,7 @@ WORKERS ?= 2
 CHECKED := lakebus storage actors serve_app cluster migrations tests
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format chaos soak fuzz fuzz-json stores simulate mutation bench bench-quick profiles bench-compaction docs lock clean
+.PHONY: help demo test check format chaos soak fuzz fuzz-json stores postgres simulate mutation bench bench-quick profiles bench-compaction docs lock clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -49,6 +49,16 @@ fuzz-json: $(VENV)/.dev ## The compiled JSON reader against the exact pass, with
 
 stores: $(VENV)/.dev ## Hold the object store that the settings name to every promise
 	$(BIN)/python -m tests.given_store
+
+# PROGRAMS is a folder with initdb and postgres; DSN a server with a role that may create databases.
+# A server by DSN is not killed by the tests; those that kill one need PROGRAMS.
+postgres: $(VENV)/.dev ## The promises on another PostgreSQL: DSN=postgresql://… or PROGRAMS=/usr/lib/postgresql/15/bin
+	@$(if $(DSN)$(PROGRAMS),,$(error say which: DSN=… or PROGRAMS=…))
+	$(if $(DSN),LAKEBUS_TEST_POSTGRES_DSN='$(DSN)') $(if $(PROGRAMS),LAKEBUS_POSTGRES_BIN_DIR='$(PROGRAMS)') \
+		$(BIN)/python -m pytest -n $(WORKERS) -rs \
+		tests/test_conformance_postgres.py tests/matrix tests/integration/test_postgres_pool.py \
+		tests/integration/test_postgres_locks.py tests/integration/test_postgres_outcomes.py \
+		tests/integration/test_postgres_versions.py tests/integration/test_migrate.py $(PYTEST_ARGUMENTS)
 
 simulate: $(VENV)/.dev ## Seeded schedules with faults, in memory: SEED=1 MINUTES=1
 	$(BIN)/python -m tests.simulation $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES))

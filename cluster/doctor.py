@@ -22,6 +22,7 @@ from lakebus.__main__ import installation_problem
 from lakebus.errors import LakebusError, Unavailable
 from lakebus.settings import Settings
 from storage.postgres.rewind import ACCEPT_COMMAND
+from storage.postgres.server import look_at_server
 from storage.rows import compiled_json
 
 _GIB = 1024**3
@@ -179,7 +180,7 @@ def _descriptors(_: Settings) -> Finding:
 
 def _postgres(settings: Settings) -> Finding:
     if settings.postgres.dsn is not None:
-        return Finding("postgres", OK, "external, by DSN")
+        return external_postgres(settings)
     files = StackFiles(settings.data_dir)
     parent = next(path for path in [files.root, *files.root.parents] if path.exists())
     try:
@@ -197,6 +198,20 @@ def _postgres(settings: Settings) -> Finding:
         "namespace": "in a user namespace",
     }
     return Finding("postgres", OK, f"{binaries.version} ({binaries.source}), {ways[identity.kind]}")
+
+
+def external_postgres(settings: Settings) -> Finding:
+    """Reachable, fit, and which promise its version does not keep."""
+    try:
+        found = asyncio.run(look_at_server(components.dsn_of(settings)))
+    except Unavailable:
+        return Finding("postgres", FAILURE, "external, by DSN: cannot be reached")
+    except LakebusError as error:
+        return Finding("postgres", FAILURE, "external, by DSN: cannot be used", str(error))
+    words = f"{found.version}, external, by DSN"
+    if found.gap:
+        return Finding("postgres", WARNING, words, found.gap)
+    return Finding("postgres", OK, words)
 
 
 def _object_store(settings: Settings) -> Finding:

@@ -12,10 +12,11 @@ from typing import TypeAlias
 
 import asyncpg
 
-from lakebus.errors import LakebusError, StartRefused
+from lakebus.errors import LakebusError
 from storage.names import SCHEMA
 from storage.postgres.failures import connecting
 from storage.postgres.rewind import HistoryGuard
+from storage.postgres.server import TRANSACTION_TIMEOUT_SINCE, examine_server
 
 _log = logging.getLogger(__name__)
 
@@ -35,10 +36,6 @@ _SESSION = {
     "enable_seqscan": "off",
 }
 
-#: From this major version on the server itself ends a transaction whose client stopped between
-#: two messages of one call, which no idle timeout covers. On 15 and 16 a client that is paused in
-#: just these microseconds holds its locks until it goes on or its connection breaks.
-TRANSACTION_TIMEOUT_SINCE = 17
 #: Sessions that lock: with the time it takes to notice, below the 3 s of contract B11.
 LOCKING_TRANSACTION_MS = 2_500
 #: For the way of an answer: beyond the server's own bound, the outcome is unknown.
@@ -256,27 +253,11 @@ async def _keep_session(_connection: asyncpg.Connection[asyncpg.Record]) -> None
 
 
 async def refuse_unsafe_server(pool: Pool) -> None:
-    """Raises StartRefused on a server whose settings would break durability (contract A1)."""
+    """Raises StartRefused on a server whose settings would break durability (contract A1); warns of
+    one on which another promise does not hold."""
 
     async with pool.connection() as connection:
         with connecting():
-            rows = await connection.fetch(
-                "SELECT name, setting FROM pg_settings"
-                " WHERE name IN ('fsync', 'full_page_writes', 'server_version_num')"
-            )
-    settings = {row["name"]: row["setting"] for row in rows}
-    if settings["fsync"] != "on":
-        raise StartRefused(
-            "PostgreSQL runs with fsync=off, so a power failure would lose acknowledged rows: set "
-            "fsync=on in postgresql.conf, restart PostgreSQL, then start lakebus again"
-        )
-    if settings["full_page_writes"] != "on":
-        raise StartRefused(
-            "PostgreSQL runs with full_page_writes=off, so a power failure could damage pages: set "
-            "full_page_writes=on in postgresql.conf, restart PostgreSQL, then start lakebus again"
-        )
-    major = int(settings["server_version_num"]) // 10_000
-    if major < 15:
-        raise StartRefused(
-            f"PostgreSQL {major} is too old: lakebus works with 15 to 18; point the DSN at one"
-        )
+            found = await examine_server(connection)
+    if found.gap:
+        _log.warning("%s", found.gap)

@@ -55,7 +55,7 @@ class Capability(enum.StrEnum):
     """What a backend may be able to do beyond the interface."""
 
     LOST_REPLIES = "lost_replies"
-    PAUSED_CLIENT = "paused_client"
+    ENDS_PAUSED_CLIENT = "ends_paused_client"
     FOREIGN_TRANSACTIONS = "foreign_transactions"
     REMOVE_INTENT = "remove_intent"
     EXPIRE_SNAPSHOTS = "expire_snapshots"
@@ -131,8 +131,9 @@ class LakeHarness(abc.ABC):
     def paused_client(
         self, *, chunks: int, withhold_bytes: int
     ) -> AbstractAsyncContextManager[LakeView]:
-        """PAUSED_CLIENT: a process that stops while it sends: of each connection so many chunks
-        arrive whole, then one without its last bytes, then nothing."""
+        """ENDS_PAUSED_CLIENT (the backend bounds what such a client holds): a process that stops
+        while it sends. Of each connection so many chunks arrive whole, then one without its last
+        bytes, then nothing."""
 
         raise NotImplementedError
 

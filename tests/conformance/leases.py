@@ -171,7 +171,7 @@ async def test_B11_a_paused_client_stops_neither_shard_nor_publisher(
     open_lake: OpenLake, chunks: int, withhold_bytes: int
 ) -> None:
     lake = await open_lake(lease_ttl_ms=20_000, claim_entries_max=1)
-    lake.needs(Capability.PAUSED_CLIENT)
+    lake.needs(Capability.ENDS_PAUSED_CLIENT)
     table = await lake.create()
     await lake.accept_many(table, 4)
     victim = lake.worker()

@@ -27,6 +27,7 @@ from storage.maintenance.jobs import JobStore
 from storage.postgres import PostgresLake
 from storage.postgres.rewind import GuardSettings, examine, settle
 from storage.postgres.rewind_acceptance import connection_to
+from storage.postgres.server import TRANSACTION_TIMEOUT_SINCE
 from storage.rows.segment import EntryPart
 from tests.conformance.contents import Contents, read_contents, write_contents
 from tests.conformance.harness import Capability, LakeHarness, LakeView, rows_of
@@ -53,7 +54,7 @@ class PostgresHarness(LakeHarness):
     capabilities = frozenset(
         {
             Capability.LOST_REPLIES,
-            Capability.PAUSED_CLIENT,
+            Capability.ENDS_PAUSED_CLIENT,
             Capability.FOREIGN_TRANSACTIONS,
             Capability.REMOVE_INTENT,
             Capability.EXPIRE_SNAPSHOTS,
@@ -108,6 +109,9 @@ class PostgresHarness(LakeHarness):
 
     async def start(self) -> None:
         self._main = await self._open(self._dsn)
+        major = (await self._observing()).get_server_version().major
+        if major < TRANSACTION_TIMEOUT_SINCE:
+            self.capabilities = type(self).capabilities - {Capability.ENDS_PAUSED_CLIENT}
 
     async def stop(self) -> None:
         for wire in self._wires:
