@@ -101,9 +101,10 @@ SELECT s.shard, s.next_append, h.watermark[s.shard + 1] AS watermark,
   FROM bus_shard s JOIN bus_done d USING (shard) CROSS JOIN lake h ORDER BY s.shard"""
 _QUARANTINE = """
 SELECT q.* FROM bus_quarantine q
- WHERE q.dropped_at IS NULL AND ($1::bigint IS NULL OR q.quarantine_id < $1)
-   AND ($2::bigint IS NULL OR q.quarantine_id = $2)
- ORDER BY q.quarantine_id DESC LIMIT $3"""
+ WHERE q.dropped_at IS NULL AND q.quarantine_id < coalesce($1, 9223372036854775807)
+ ORDER BY q.quarantine_id DESC LIMIT $2"""
+_QUARANTINE_ITEM = """
+SELECT q.* FROM bus_quarantine q WHERE q.quarantine_id = $1 AND q.dropped_at IS NULL"""
 
 
 class PostgresBus:
@@ -388,13 +389,13 @@ class PostgresBus:
     ) -> Sequence[QuarantineItem]:
         async with self._general.connection() as connection:
             with reading():
-                rows = await connection.fetch(_QUARANTINE, before, None, limit)
+                rows = await connection.fetch(_QUARANTINE, before, limit)
         return [_quarantine_item(row) for row in rows]
 
     async def quarantine_item(self, quarantine_id: int) -> QuarantineItem | None:
         async with self._general.connection() as connection:
             with reading():
-                row = await connection.fetchrow(_QUARANTINE, None, quarantine_id, 1)
+                row = await connection.fetchrow(_QUARANTINE_ITEM, quarantine_id)
         return None if row is None else _quarantine_item(row)
 
     async def mark_replayed(self, quarantine_id: int, successor_batch_id: str) -> None:

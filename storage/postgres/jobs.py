@@ -21,7 +21,7 @@ from storage.postgres.pool import Pool
 _SUBMIT = "SELECT * FROM submit_job($1, $2, $3, $4, $5, $6, $7, $8, $9)"
 _JOBS = """
 SELECT * FROM job
- WHERE ($2::timestamptz IS NULL OR created_at < $2) AND ($3::text IS NULL OR kind = $3)
+ WHERE created_at < coalesce($2, 'infinity'::timestamptz) AND ($3::text IS NULL OR kind = $3)
  ORDER BY created_at DESC, job_id LIMIT $1"""
 _KEYED = "SELECT * FROM job WHERE principal_id = $1 AND kind = $2 AND idempotency_key = $3"
 _RENEW = """

@@ -26,6 +26,12 @@ SELECT $1, principal_id, $3, $4, $5, clock_timestamp(), $6, $7
   FROM (SELECT principal_id FROM existing UNION ALL SELECT principal_id FROM made) one
 RETURNING *, $2 AS principal"""
 
+#: A bound that is always there, because one plan serves all pages: with "or $2 is null" it could
+#: not be looked up, and each page would read all that is newer. So it is in every listing.
+_AUDIT = """
+SELECT * FROM audit WHERE audit_id < coalesce($2, 9223372036854775807)
+ ORDER BY audit_id DESC LIMIT $1"""
+
 
 class PostgresKeys:
     def __init__(self, *, pool: Pool) -> None:
@@ -112,8 +118,7 @@ class PostgresKeys:
         async with self._pool.connection() as connection:
             with reading():
                 rows = await connection.fetch(
-                    "SELECT * FROM audit WHERE $2::bigint IS NULL OR audit_id < $2"
-                    " ORDER BY audit_id DESC LIMIT $1",
+                    _AUDIT,
                     limit,
                     before,
                 )

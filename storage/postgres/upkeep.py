@@ -69,10 +69,14 @@ SELECT pin_id, kind, floor, snapshot_ids, expires_at, note FROM pin
  WHERE expires_at IS NULL OR expires_at > clock_timestamp() ORDER BY expires_at, pin_id"""
 _CONDEMN = "SELECT * FROM condemn($1, $2)"
 _BEGIN_DELETES = "SELECT * FROM begin_deletes($1, $2, $3)"
+#: A page of each wanted state, by its index, and of these the newest.
 _CONDEMNED = """
-SELECT * FROM condemned_file
- WHERE ($1::text IS NULL OR state = $1) AND ($3::timestamptz IS NULL OR condemned_at < $3)
- ORDER BY condemned_at DESC, file_id LIMIT $2"""
+SELECT c.* FROM unnest(ARRAY['condemned', 'deleting', 'deleted']) AS s (state),
+       LATERAL (SELECT * FROM condemned_file f
+                 WHERE f.state = s.state AND f.condemned_at < coalesce($3, 'infinity'::timestamptz)
+                 ORDER BY f.condemned_at DESC, f.file_id LIMIT $2) c
+ WHERE s.state = coalesce($1, s.state)
+ ORDER BY c.condemned_at DESC, c.file_id LIMIT $2"""
 _NOTE_DELETED = """
 UPDATE condemned_file SET state = 'deleted', deleted_at = clock_timestamp()
  WHERE file_id = ANY ($1) AND state = 'deleting'"""
