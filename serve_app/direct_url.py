@@ -13,10 +13,14 @@ import ipaddress
 import re
 import uuid
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
-#: What is said back to the client in a header of ours must be no more than a host and a port.
-_HOST = re.compile(r"[A-Za-z0-9._:\[\]-]{1,255}")
+#: What is said back to the client in a header of ours must be no more than a host and a port: an
+#: address in brackets, or labels with dots between them, the last of which may have one behind it.
+_HOST = re.compile(
+    r"(?:\[(?P<address>[0-9A-Fa-f:.]{2,45})\]"
+    r"|(?P<name>(?=.{1,253}:)[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?))"
+    r":(?P<port>[0-9]{1,5})"
+)
 _ANY = frozenset({"", "0.0.0.0", "::"})
 
 
@@ -37,7 +41,7 @@ class IngestUrl:
         name, came_to = _parts(host_header)
         if name is None or came_to != self.http_port:
             return None
-        if self.host not in _ANY and name != self.host:
+        if self.host not in _ANY and name != _plain(self.host):
             if not (_is_loopback(name) and _is_loopback(self.host)):
                 return None
             name = self.host
@@ -63,17 +67,34 @@ def door_id(history: uuid.UUID) -> str:
 
 
 def _parts(host_header: str | None) -> tuple[str | None, int | None]:
-    if host_header is None or not _HOST.fullmatch(host_header):
+    """Name and port; None for what is not both. Without a port nobody knows whether the client
+    came straight, or through a proxy that speaks TLS."""
+
+    found = None if host_header is None else _HOST.fullmatch(host_header)
+    if found is None:
         return None, None
+    if found["address"] is None:
+        name = _plain(found["name"])
+    else:
+        try:
+            name = str(ipaddress.IPv6Address(found["address"]))
+        except ValueError:
+            return None, None
+    # Whoever came by "any address" knows no name of this machine.
+    return (None if name in _ANY else name), int(found["port"])
+
+
+def _plain(host: str) -> str:
+    """One spelling of each: names do not know upper case, and an address has many spellings."""
+
     try:
-        parts = urlsplit(f"//{host_header}")
-        return parts.hostname, parts.port
+        return str(ipaddress.ip_address(host))
     except ValueError:
-        return None, None
+        return host.lower()
 
 
 def _is_loopback(name: str) -> bool:
     try:
         return ipaddress.ip_address(name).is_loopback
     except ValueError:
-        return name == "localhost"
+        return name.lower() == "localhost"
