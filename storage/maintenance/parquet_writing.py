@@ -6,14 +6,14 @@ the caller says about the inputs, looks at each row group as it passes, and when
 the finished file is written once more, group by group, without bounds for that column.
 
 Bloom filters go to the columns of nearly unique integers, texts and uuids whose row groups bounds
-do not keep apart. Never to floats, whose zeros are equal but hash apart, nor to decimals and times,
-which a filter may compare in another unit than the file's.
+do not keep apart; but not to texts of several words. Never to floats, whose zeros are equal but
+hash apart, nor to decimals and times, which a filter may compare in another unit than the file's.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -25,10 +25,8 @@ import pyarrow.parquet as pq
 from lakebus.schemas import HIDDEN_COLUMNS, TableSchema
 from lakebus.snapshots import ColumnStatistics
 from storage.files.parquet import (
-    HIDDEN_ENCODING,
     HIDDEN_FIELD_IDS,
     HIDDEN_TYPES,
-    distinct_counts,
     file_field,
     group_may_have_bounds,
     in_file_type,
@@ -38,6 +36,13 @@ from storage.files.statistics import (
     column_statistics,
     merged_statistics,
     storage_of,
+)
+from storage.maintenance.encodings import (
+    DELTAS,
+    ColumnForm,
+    choose_forms,
+    distinct_values,
+    writer_options,
 )
 from storage.maintenance.rewriting import RewrittenFile
 from storage.rows.nested_arrays import relaid_column
@@ -52,7 +57,12 @@ _BLOOM_BITS_MIN = 32
 _BLOOM_DISTINCT_SHARE_MIN = 0.5
 _BLOOM_OVERLAP_MIN = 0.5
 _OVERLAP_SAMPLE_ROWS = 256
-_DICTIONARY_SHARE_MAX = 0.25
+_PROSE_SAMPLE_ROWS = 256
+_PROSE_BYTES_MIN = 24
+_PROSE_BLANKS_MIN = 2
+_PROSE_SHARE_MIN = 0.5
+#: Places are runs and counters, of which deltas leave almost nothing; zstd halves the rest.
+_HIDDEN_FORMS = {name: ColumnForm(DELTAS) for name in HIDDEN_COLUMNS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +71,7 @@ class FileColumns:
 
     kinds: tuple[tuple[str, int, ColumnType], ...]
     arrow: pa.Schema
+    leaves: tuple[str, ...]
 
     @classmethod
     def of(cls, schema: TableSchema) -> FileColumns:
@@ -70,7 +81,8 @@ class FileColumns:
             file_field(name, HIDDEN_FIELD_IDS[name], HIDDEN_TYPES[name][1])
             for name in HIDDEN_COLUMNS
         ]
-        return cls(kinds, pa.schema(fields))
+        arrow = pa.schema(fields)
+        return cls(kinds, arrow, _leaves(arrow))
 
     def table(self, rows: pa.Table) -> pa.Table:
         """`rows` with the types of files. What DuckDB exports differs for uuid (bytes), json
@@ -79,6 +91,17 @@ class FileColumns:
         arrays = [_typed(kind, rows.column(name)) for name, _, kind in self.kinds]
         arrays += [rows.column(name) for name in HIDDEN_COLUMNS]
         return pa.Table.from_arrays(arrays, schema=self.arrow)
+
+
+def _leaves(arrow: pa.Schema) -> tuple[str, ...]:
+    """Paths of the columns in the file; a nested one has one for each of its scalars."""
+
+    if not any(pa.types.is_nested(field.type) for field in arrow):
+        return tuple(arrow.names)
+    sink = pa.BufferOutputStream()
+    pq.write_metadata(arrow, sink)
+    schema = pq.read_metadata(pa.BufferReader(sink.getvalue())).schema
+    return tuple(schema.column(place).path for place in range(len(schema)))
 
 
 def _file_type(kind: ColumnType) -> pa.DataType:
@@ -113,7 +136,7 @@ class Choices:
     """How one file is written."""
 
     bounded: frozenset[str]
-    dictionary: tuple[str, ...]
+    forms: Mapping[str, ColumnForm]
     bloom: tuple[str, ...]
 
 
@@ -123,25 +146,42 @@ def choose(
     """From the first row group, or the first two, which tell whether bounds keep groups apart."""
 
     first = groups[0]
-    distinct = distinct_counts(first)
-    dictionary = [
-        name for name, count in distinct.items() if count <= first.num_rows * _DICTIONARY_SHARE_MAX
-    ]
+    kinds = {name: kind for name, _, kind in columns.kinds}
+    distinct = distinct_values(first, kinds)
+    forms = choose_forms(kinds, first, distinct, whole=len(groups) > 1)
     bloom = [
         name
-        for name, _, kind in columns.kinds
+        for name, kind in kinds.items()
         if first.num_rows >= BLOOM_ROWS_MIN
         and len(groups) > 1
         and _filterable(kind)
         and distinct.get(name, 0) >= first.num_rows * _BLOOM_DISTINCT_SHARE_MIN
         and _overlap(first.column(name), groups[1].column(name)) >= _BLOOM_OVERLAP_MIN
+        and not _is_prose(kind, first.column(name))
     ]
     names = frozenset(name for name, _, kind in columns.kinds if kind.family not in UNBOUNDED)
-    return Choices(names - unbounded, tuple(dictionary), tuple(bloom))
+    return Choices(names - unbounded, forms | _HIDDEN_FORMS, tuple(bloom))
 
 
 def _filterable(kind: ColumnType) -> bool:
     return kind.family in _BLOOM_FAMILIES and not 0 < kind.bits < _BLOOM_BITS_MIN
+
+
+def _is_prose(kind: ColumnType, column: pa.ChunkedArray) -> bool:
+    """Several words in a row: a message, a note, an address of a street. People look for a part of
+    it and not for the whole, which is all that a filter knows of; and it would be the largest part
+    of what a narrow row takes. Names of two words are shorter, and keys have no blanks."""
+
+    if kind.family is not Family.VARCHAR:
+        return False
+    sample = column.slice(0, _PROSE_SAMPLE_ROWS).drop_null()
+    if not len(sample):
+        return False
+    several = pc.and_(
+        pc.greater_equal(pc.binary_length(sample), _PROSE_BYTES_MIN),
+        pc.greater_equal(pc.count_substring(sample, " "), _PROSE_BLANKS_MIN),
+    )
+    return float(pc.mean(several.cast(pa.int8())).as_py()) >= _PROSE_SHARE_MIN
 
 
 def _overlap(first: pa.ChunkedArray, second: pa.ChunkedArray) -> float:
@@ -245,7 +285,7 @@ class OutputFile:
 
 
 def _without(choices: Choices, contradicted: set[str]) -> Choices:
-    return Choices(choices.bounded - contradicted, choices.dictionary, choices.bloom)
+    return Choices(choices.bounded - contradicted, choices.forms, choices.bloom)
 
 
 def _writer(
@@ -257,9 +297,10 @@ def _writer(
     return pq.ParquetWriter(
         sink,
         columns.arrow,
-        compression="zstd",
-        use_dictionary=list(choices.dictionary) or False,
-        column_encoding=HIDDEN_ENCODING,
+        **writer_options(choices.forms, columns.leaves),
+        # The streams of split bytes lie behind each other in a page, and are kept apart by zstd if
+        # they are long.
+        max_rows_per_page=max(1, group_rows),
         write_statistics=[*HIDDEN_COLUMNS, *sorted(choices.bounded)],
         bloom_filter_options=filters or None,
         store_schema=False,

@@ -15,7 +15,7 @@ import pyarrow as pa
 from lakebus.schemas import HIDDEN_COLUMNS, Column, TableSchema
 from lakebus.snapshots import DataFile
 from storage.files.parquet import encode_data_file, scan_expression
-from storage.maintenance.rewrite import rewrite
+from storage.maintenance.rewrite import GROUP_ROWS, rewrite
 from storage.maintenance.rewriting import RewriteInput, RewriteRequest, Rewritten, RewrittenFile
 from storage.rows.types import parse_type
 from tests.unit.pruning_worlds import array
@@ -91,7 +91,7 @@ def run(
     schema: TableSchema,
     inputs: Sequence[RewriteInput],
     *,
-    group_rows_max: int | None = None,
+    group_rows_max: int = GROUP_ROWS,
     **more: Any,
 ) -> Rewritten:
     settings: dict[str, Any] = {
