@@ -334,6 +334,8 @@ def _connect(request: RewriteRequest, folder: Path) -> duckdb.DuckDBPyConnection
     )
     connection.execute("SET GLOBAL TimeZone = 'UTC'").fetchall()
     connection.execute("SET GLOBAL Calendar = 'gregorian'").fetchall()
+    # DuckDB would draw one on standard output after two seconds.
+    connection.execute("SET enable_progress_bar = false").fetchall()
     # What is read twice never changes.
     connection.execute("SET GLOBAL parquet_metadata_cache = true").fetchall()
     return connection

@@ -423,3 +423,19 @@ def test_more_than_memory_spills_and_is_still_right(tmp_path: Path) -> None:
     assert found.before == found.after
     ids = [row[0] for row in rows_in(schema, [f.path for f in found.files], "id")]
     assert ids == sorted(ids)
+
+
+def test_a_long_rewrite_draws_nothing_on_standard_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program that reads the output, and the log of the jobs, would get a bar in it."""
+
+    found: list[Any] = []
+
+    def asked(connection: duckdb.DuckDBPyConnection, *args: Any, **more: Any) -> Any:
+        found.extend(connection.execute("SELECT current_setting('enable_progress_bar')").fetchall())
+        return sums_of(connection, *args, **more)
+
+    monkeypatch.setattr(rewrite_module, "sums_of", asked)
+    run(tmp_path, PLAIN, plain_files(tmp_path, 1, 10))
+    assert set(found) == {(False,)}
