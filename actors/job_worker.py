@@ -24,6 +24,7 @@ from actors.backend import load_factory
 from actors.job_process import run_claimed
 from actors.ray_metrics import RayMetrics
 from lakebus.telemetry import configure_logging
+from storage.arrow_alone import leave_pandas_out
 from storage.maintenance.jobs import JobClaim
 
 if TYPE_CHECKING:
@@ -103,10 +104,11 @@ _IDLE_END = _IdleEnd()
 
 
 @functools.cache
-def _step_back() -> None:
-    """Once in a process: it adds to what the process has."""
+def _begin() -> None:
+    """Once in a process: niceness adds to what the process has."""
 
     os.nice(_NICENESS)
+    leave_pandas_out()
 
 
 def run_order(order: JobOrder) -> Mapping[str, Any]:
@@ -114,7 +116,7 @@ def run_order(order: JobOrder) -> Mapping[str, Any]:
 
     _IDLE_END.busy()
     try:
-        _step_back()
+        _begin()
         configure_logging(service=f"job.{order.claim.job.kind}", level=order.log_level)
         return _SHARED.run(_run(order))
     finally:

@@ -55,6 +55,7 @@ from lakebus.errors import (
     Unavailable,
 )
 from lakebus.telemetry import configure_logging
+from storage.arrow_alone import leave_pandas_out
 from storage.bus.interface import Claim, LeaseRef
 from storage.catalog.interface import Commit
 
@@ -90,6 +91,7 @@ class RoleActor:
 
     def __init__(self, settings: RuntimeSettings, role: str) -> None:
         configure_logging(service=f"actor.{role}", level=settings.log_level)
+        leave_pandas_out()
         self._settings = settings
         self._role = role
         self._host: RoleHost | None = None

@@ -27,6 +27,7 @@ from storage.engine.wire import INTERRUPT, PING, READY, InterruptRequest, Ready,
 
 _BOOT = (
     "import json, sys; given = json.loads(sys.argv[1]); sys.path[:] = given['path']; "
+    "from storage.arrow_alone import leave_pandas_out; leave_pandas_out(); "
     "from storage.engine.child_main import main; "
     "from storage.engine.settings import EngineSettings; "
     "main(EngineSettings(**given['settings']), given['parent'], given['control'], "
