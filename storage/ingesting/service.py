@@ -207,8 +207,19 @@ class IngestService:
             ) from None
 
     async def _append(self, request: IngestRequest) -> tuple[PreparedRows, Accepted | KeyTaken]:
+        schema = await self._likely_schema(request)
+        if schema is None:
+            return await self._append_prepared(request, None)
+        if not self._group.takes(request.media_type, request.body):
+            return await self._append_prepared(request, await self._prepare_large(request, schema))
+        with self._group.crowd(schema.table_id):
+            prepared = await self._prepare_together(request, schema)
+            return await self._append_prepared(request, prepared)
+
+    async def _append_prepared(
+        self, request: IngestRequest, prepared: PreparedRows | None
+    ) -> tuple[PreparedRows, Accepted | KeyTaken]:
         fresh = False
-        prepared = await self._prepare_together(request)
         for _ in range(self._settings.schema_tries):
             if prepared is None:
                 async with self._in_time(request, "decode"):
@@ -262,9 +273,10 @@ class IngestService:
         again = await self._states(request, bodies, fresh=True)
         return await self._numbered(request, self._decode(request, _schemas(again), bodies))
 
-    async def _prepare_together(self, request: IngestRequest) -> PreparedRows | None:
-        """The usual way, which mostly waits for one turn of the loop alone, so without a timer.
-        None when the rows have to be looked at by themselves: `_prepare` does, and says why."""
+    async def _likely_schema(self, request: IngestRequest) -> TableSchema | None:
+        """Of a request for one table that most likely is open; without a timer where the table is
+        remembered. None when the request has to be looked at by itself: `_prepare` does, and says
+        why."""
 
         table = request.table
         if table is None or request.create or not request.principal.allows("ingest", table):
@@ -273,20 +285,30 @@ class IngestService:
         if state is None and self._tables.knew(table):
             async with self._in_time(request, "decode"):
                 state = await self._tables.state(table)
-        if state is None or not state.open:
+        return None if state is None or not state.open else state.schema
+
+    async def _prepare_together(
+        self, request: IngestRequest, schema: TableSchema
+    ) -> PreparedRows | None:
+        """The usual way, which takes some milliseconds at most, so without a timer. None as
+        before."""
+
+        rows = await self._group.decode(
+            schema,
+            request.media_type,
+            request.body,
+            principal_id=request.principal.principal_id,
+            at_once=not self._appending_since_s,
+        )
+        return None if rows is None else prepare_identified(schema, rows)
+
+    async def _prepare_large(
+        self, request: IngestRequest, schema: TableSchema
+    ) -> PreparedRows | None:
+        if not self._large.takes(request.media_type, request.body):
             return None
-        schema = state.schema
-        if self._large.takes(request.media_type, request.body):
-            async with self._in_time(request, "decode"):
-                rows = await self._large.decode(schema, request.media_type, request.body)
-        else:
-            rows = await self._group.decode(
-                schema,
-                request.media_type,
-                request.body,
-                principal_id=request.principal.principal_id,
-                at_once=not self._appending_since_s,
-            )
+        async with self._in_time(request, "decode"):
+            rows = await self._large.decode(schema, request.media_type, request.body)
         return None if rows is None else prepare_identified(schema, rows)
 
     def _decode(
