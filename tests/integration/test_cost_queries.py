@@ -26,6 +26,7 @@ from storage.engine import child_main
 from storage.engine.child_frames import read_frame
 from storage.engine.child_functions import read_rules
 from storage.engine.child_lane import Database, Lane
+from storage.engine.child_sandbox import open_database
 from storage.engine.child_scopes import ScopeCache
 from storage.engine.child_small import SmallAnswers
 from storage.engine.settings import EngineSettings
@@ -115,6 +116,26 @@ async def _opens(stack: SqlStack, watch: Opened, sql: str) -> int:
     assert first == second
     assert again <= files
     return files
+
+
+def test_a_query_reads_its_files_in_its_own_threads(tmp_path: Path) -> None:
+    """Threads that only read would be woken and waited for at each column of each file."""
+
+    for number in range(FILES):
+        rows = pa.table({"id": pa.array(range(number * 10, number * 10 + 10), pa.int64())})
+        pq.write_table(rows, tmp_path / f"{number}.parquet")
+    settings = EngineSettings(
+        allowed_directory=str(tmp_path), temp_directory=str(tmp_path / "spill"), threads=2
+    )
+    before = len(os.listdir("/proc/self/task"))
+    connection = open_database(settings, threads=2)
+    try:
+        sql = f"SELECT count(*), sum(id) FROM read_parquet('{tmp_path}/*.parquet')"
+        total = 10 * FILES
+        assert connection.execute(sql).fetchone() == (total, total * (total - 1) // 2)
+        assert len(os.listdir("/proc/self/task")) <= before + 1  # the second worker
+    finally:
+        connection.close()
 
 
 # --- statements ----------------------------------------------------------------------------------
