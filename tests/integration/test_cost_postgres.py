@@ -68,7 +68,7 @@ COSTS = {
     "append 1 entry":      Cost(1, 1, 10, 7_688),
     "append 8 entries":    Cost(1, 1, 10, 46_304),
     "append 64 entries":   Cost(1, 1, 10, 208_912),
-    "append a taken key":  Cost(2, 0, 14, 0),
+    "append a taken key":  Cost(2, 0, 16, 0),
     "claim":               Cost(1, 1, 28, 576),
     "claim nothing":       Cost(1, 0, 10, 0),
     "read":                Cost(1, 0, 16, 0),

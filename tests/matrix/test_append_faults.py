@@ -226,9 +226,9 @@ async def test_M03_it_is_the_order_of_the_keys_that_keeps_them_from_a_deadlock(
     await race(lake, view, matrix_table, 0)
 
     source = await lake.value("SELECT pg_get_functiondef('lakebus.append_group'::regproc)")
-    assert source.count(" ORDER BY p_keys[s.n]") == 3
+    assert source.count(" ORDER BY k.key_hash") == 3
     await lake.execute("SET search_path = lakebus")
-    await lake.execute(source.replace(" ORDER BY p_keys[s.n]", ""))
+    await lake.execute(source.replace(" ORDER BY k.key_hash", ""))
     pair = reversed_pair(matrix_table, 1)
     answers = await asyncio.gather(lake.offer(pair[0]), lake.offer(pair[1], view))
     losers = [one for outcomes in answers for one in outcomes if isinstance(one, Unavailable)]

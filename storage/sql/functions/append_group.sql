@@ -14,8 +14,11 @@
 -- * The counter is updated last, so the shard is locked for one small update, one narrow insert and
 --   the commit. Positions are therefore dense and in commit order (A7).
 --
--- Keys and tables are looked up one by one by their index: a plan that joins them, made while a
+-- Keys and tables are looked up by their values, in the index: a plan that joins them, made while a
 -- generation was small, would read all its keys for each group later.
+--
+-- Beginning a statement costs as much as a few rows, so what a group nearly always is (no key known,
+-- one table, nothing refused) is found out by few of them, and by expressions, which are none.
 --
 -- Arrays are parallel, one element an entry, except p_ref_* (one element an entry and table).
 -- Status: 0 accepted, 1 key taken, 2 schema stale or table closed, 3 backpressure, 4 expired.
@@ -56,33 +59,52 @@ DECLARE
     v_serial integer;
     v_is_full boolean;
     v_segment bigint;
-    v_group_bytes bigint;
+    v_ordinals smallint[];
     v_count integer;
     v_key_count integer := cardinality(array_remove(p_keys, NULL));
     v_won integer;
     v_intents integer;
+    v_lock text;  -- always empty: an expression needs somewhere to go
+    v_one_table boolean := p_ref_tables[1] = ALL (p_ref_tables);
+    v_tables integer[] := p_ref_tables[1:1];
+    v_table integer;
+    v_known boolean;
+    v_current boolean;
 BEGIN
-    PERFORM pg_advisory_xact_lock_shared(7201, 0);
-    PERFORM pg_advisory_xact_lock_shared(7202, t.table_id)
-        FROM (SELECT DISTINCT unnest(p_ref_tables) AS table_id ORDER BY 1) t;
+    v_lock := pg_advisory_xact_lock_shared(7201, 0);
+    IF NOT v_one_table THEN
+        v_tables := ARRAY(SELECT DISTINCT unnest(p_ref_tables) ORDER BY 1);
+    END IF;
+    FOREACH v_table IN ARRAY v_tables LOOP
+        v_lock := pg_advisory_xact_lock_shared(7202, v_table);
+    END LOOP;
     -- failpoint: append_group.after_locks
     SELECT s.segment_ring, s.key_ring, l.history_serial,
            b.appended_bytes - d.terminal_bytes >= p_backlog_bytes_hard,
-           CASE WHEN v_key_count = 0 THEN array_fill(0::smallint, ARRAY[cardinality(p_targets)])
-           ELSE (SELECT array_agg(CASE WHEN i.taken THEN 1 ELSE 0 END::smallint ORDER BY k.n)
-                   FROM unnest(p_keys) WITH ORDINALITY AS k (key_hash, n)
-                   LEFT JOIN LATERAL (SELECT true AS taken FROM idem
-                                       WHERE idem.key_hash = k.key_hash LIMIT 1) i ON true) END,
-           (SELECT array_agg(DISTINCT r.table_id)
-              FROM (SELECT DISTINCT u.table_id, u.version
-                      FROM unnest(p_ref_tables, p_ref_versions) AS u (table_id, version)) r
-              LEFT JOIN LATERAL (SELECT t.table_id FROM lake_table t
-                                  WHERE t.table_id = r.table_id AND t.version = r.version
-                                    AND t.state = 'open' LIMIT 1) t ON true
-             WHERE t.table_id IS NULL)
-      INTO v_segment_ring, v_key_ring, v_serial, v_is_full, statuses, stale_tables
+           v_key_count > 0 AND EXISTS (SELECT 1 FROM idem WHERE idem.key_hash = ANY (p_keys)),
+           v_one_table AND EXISTS (SELECT 1 FROM lake_table t
+                                    WHERE t.table_id = p_ref_tables[1] AND t.state = 'open'
+                                      AND t.version = ALL (p_ref_versions))
+      INTO v_segment_ring, v_key_ring, v_serial, v_is_full, v_known, v_current
       FROM bus_state s, lake l, bus_shard b, bus_done d
      WHERE b.shard = p_shard AND d.shard = p_shard;
+    statuses := array_fill(0::smallint, ARRAY[cardinality(p_targets)]);
+    IF v_known THEN
+        SELECT array_agg(CASE WHEN i.taken THEN 1 ELSE 0 END::smallint ORDER BY k.n)
+          INTO statuses
+          FROM unnest(p_keys) WITH ORDINALITY AS k (key_hash, n)
+          LEFT JOIN LATERAL (SELECT true AS taken FROM idem
+                              WHERE idem.key_hash = k.key_hash LIMIT 1) i ON true;
+    END IF;
+    IF NOT v_current THEN
+        SELECT array_agg(DISTINCT r.table_id) INTO stale_tables
+          FROM (SELECT DISTINCT u.table_id, u.version
+                  FROM unnest(p_ref_tables, p_ref_versions) AS u (table_id, version)) r
+          LEFT JOIN LATERAL (SELECT t.table_id FROM lake_table t
+                              WHERE t.table_id = r.table_id AND t.version = r.version
+                                AND t.state = 'open' LIMIT 1) t ON true
+         WHERE t.table_id IS NULL;
+    END IF;
     IF stale_tables IS NOT NULL THEN
         SELECT array_agg(CASE WHEN s.status = 0 AND EXISTS (
                    SELECT 1 FROM unnest(p_ref_entries, p_ref_tables, p_ref_versions)
@@ -112,22 +134,22 @@ BEGIN
     -- failpoint: append_group.before_keys
     IF v_key_count > 0 THEN
         IF v_key_ring = 0 THEN
-            INSERT INTO idem_0 SELECT p_keys[s.n], p_fingerprints[s.n], v_segment, s.n,
-                                      p_schema_versions[s.n]
-              FROM unnest(statuses) WITH ORDINALITY AS s (status, n)
-             WHERE s.status = 0 AND p_keys[s.n] IS NOT NULL ORDER BY p_keys[s.n]
+            INSERT INTO idem_0 SELECT k.key_hash, k.fingerprint, v_segment, k.n, k.versions
+              FROM unnest(p_keys, p_fingerprints, p_schema_versions, statuses) WITH ORDINALITY
+                   AS k (key_hash, fingerprint, versions, status, n)
+             WHERE k.status = 0 AND k.key_hash IS NOT NULL ORDER BY k.key_hash
             ON CONFLICT DO NOTHING;
         ELSIF v_key_ring = 1 THEN
-            INSERT INTO idem_1 SELECT p_keys[s.n], p_fingerprints[s.n], v_segment, s.n,
-                                      p_schema_versions[s.n]
-              FROM unnest(statuses) WITH ORDINALITY AS s (status, n)
-             WHERE s.status = 0 AND p_keys[s.n] IS NOT NULL ORDER BY p_keys[s.n]
+            INSERT INTO idem_1 SELECT k.key_hash, k.fingerprint, v_segment, k.n, k.versions
+              FROM unnest(p_keys, p_fingerprints, p_schema_versions, statuses) WITH ORDINALITY
+                   AS k (key_hash, fingerprint, versions, status, n)
+             WHERE k.status = 0 AND k.key_hash IS NOT NULL ORDER BY k.key_hash
             ON CONFLICT DO NOTHING;
         ELSE
-            INSERT INTO idem_2 SELECT p_keys[s.n], p_fingerprints[s.n], v_segment, s.n,
-                                      p_schema_versions[s.n]
-              FROM unnest(statuses) WITH ORDINALITY AS s (status, n)
-             WHERE s.status = 0 AND p_keys[s.n] IS NOT NULL ORDER BY p_keys[s.n]
+            INSERT INTO idem_2 SELECT k.key_hash, k.fingerprint, v_segment, k.n, k.versions
+              FROM unnest(p_keys, p_fingerprints, p_schema_versions, statuses) WITH ORDINALITY
+                   AS k (key_hash, fingerprint, versions, status, n)
+             WHERE k.status = 0 AND k.key_hash IS NOT NULL ORDER BY k.key_hash
             ON CONFLICT DO NOTHING;
         END IF;
         GET DIAGNOSTICS v_won = ROW_COUNT;
@@ -143,8 +165,8 @@ BEGIN
     END IF;
 
     -- failpoint: append_group.after_keys
-    SELECT count(*), sum(p_entry_bytes[s.n]) INTO v_count, v_group_bytes
-      FROM unnest(statuses) WITH ORDINALITY AS s (status, n) WHERE s.status = 0;
+    v_ordinals := array_positions(statuses, 0::smallint);
+    v_count := cardinality(v_ordinals);
     IF v_count = 0 THEN
         RETURN;
     END IF;
@@ -170,24 +192,26 @@ BEGIN
     -- failpoint: append_group.after_segment
     history_serial := v_serial;
     UPDATE bus_shard b
-       SET next_append = b.next_append + v_count, appended_bytes = b.appended_bytes + v_group_bytes
+       SET next_append = b.next_append + v_count,
+           appended_bytes = b.appended_bytes + (
+               SELECT sum(e.size) FROM unnest(p_entry_bytes, statuses) AS e (size, status)
+                WHERE e.status = 0)
      WHERE b.shard = p_shard RETURNING b.next_append - v_count INTO lo;
     -- failpoint: append_group.after_counter
     accepted_at := clock_timestamp();
     expires_at := accepted_at + p_window;
 
-    IF 0 = ALL (statuses) THEN  -- nearly always: the arrays go in as they came
+    IF v_count = cardinality(statuses) THEN  -- nearly always: the arrays go in as they came
         INSERT INTO bus_log VALUES (
             p_shard, append_group.lo, append_group.lo + v_count, v_segment, v_segment_ring,
             v_key_ring, p_payload_key, v_serial, append_group.accepted_at, append_group.expires_at,
-            ARRAY(SELECT generate_series(1, v_count)::smallint), p_entry_indexes, p_entry_bytes,
-            p_principals, p_targets, p_row_counts, p_reject_counts,
-            ARRAY(SELECT DISTINCT unnest(p_ref_tables) ORDER BY 1));
+            v_ordinals, p_entry_indexes, p_entry_bytes, p_principals, p_targets, p_row_counts,
+            p_reject_counts, v_tables);
     ELSE
         INSERT INTO bus_log
         SELECT p_shard, append_group.lo, append_group.lo + v_count, v_segment, v_segment_ring,
                v_key_ring, p_payload_key, v_serial, append_group.accepted_at,
-               append_group.expires_at, array_agg(s.n::smallint ORDER BY s.n),
+               append_group.expires_at, v_ordinals,
                array_agg(p_entry_indexes[s.n] ORDER BY s.n),
                array_agg(p_entry_bytes[s.n] ORDER BY s.n),
                array_agg(p_principals[s.n] ORDER BY s.n),

@@ -15,16 +15,16 @@ MUTANTS = (
         Edit(
             _APPEND,
             """\
-            INSERT INTO idem_0 SELECT p_keys[s.n], p_fingerprints[s.n], v_segment, s.n,
-                                      p_schema_versions[s.n]
-              FROM unnest(statuses) WITH ORDINALITY AS s (status, n)
-             WHERE s.status = 0 AND p_keys[s.n] IS NOT NULL ORDER BY p_keys[s.n]
+            INSERT INTO idem_0 SELECT k.key_hash, k.fingerprint, v_segment, k.n, k.versions
+              FROM unnest(p_keys, p_fingerprints, p_schema_versions, statuses) WITH ORDINALITY
+                   AS k (key_hash, fingerprint, versions, status, n)
+             WHERE k.status = 0 AND k.key_hash IS NOT NULL ORDER BY k.key_hash
 """,
             """\
-            INSERT INTO idem_0 SELECT p_keys[s.n], p_fingerprints[s.n], v_segment, s.n,
-                                      p_schema_versions[s.n]
-              FROM unnest(statuses) WITH ORDINALITY AS s (status, n)
-             WHERE s.status = 0 AND p_keys[s.n] IS NOT NULL
+            INSERT INTO idem_0 SELECT k.key_hash, k.fingerprint, v_segment, k.n, k.versions
+              FROM unnest(p_keys, p_fingerprints, p_schema_versions, statuses) WITH ORDINALITY
+                   AS k (key_hash, fingerprint, versions, status, n)
+             WHERE k.status = 0 AND k.key_hash IS NOT NULL
 """,
         ),
         killers=integration(_LOCKS, "test_A5_groups_that_wait_for_each_others_keys_never_deadlock"),
@@ -49,8 +49,8 @@ MUTANTS = (
         "Positions are given to entries whose key somebody else has: the shard gets holes.",
         Edit(
             _APPEND,
-            "WITH ORDINALITY AS s (status, n) WHERE s.status = 0;\n    IF v_count = 0",
-            "WITH ORDINALITY AS s (status, n) WHERE s.status < 2;\n    IF v_count = 0",
+            "    v_count := cardinality(v_ordinals);\n",
+            "    v_count := (SELECT count(*) FROM unnest(statuses) AS s (n) WHERE s.n < 2);\n",
         ),
         killers=on_postgres("test_A9_a_refused_neighbour_changes_nothing_for_a_group"),
     ),
@@ -67,8 +67,8 @@ MUTANTS = (
         "An append does not hold its tables, so a schema change overtakes it.",
         Edit(
             _APPEND,
-            "    PERFORM pg_advisory_xact_lock_shared(7202, t.table_id)\n",
-            "    PERFORM t.table_id\n",
+            "        v_lock := pg_advisory_xact_lock_shared(7202, v_table);\n",
+            "        v_lock := '';\n",
         ),
         killers=integration(_LOCKS, "test_A12_a_schema_change_waits_for_an_append_under_way"),
     ),
@@ -76,7 +76,7 @@ MUTANTS = (
         "append_without_ring_fence",
         "A5 A3",
         "An append does not hold the ring fence, so keys go into a generation that was left.",
-        Edit(_APPEND, "    PERFORM pg_advisory_xact_lock_shared(7201, 0);\n", ""),
+        Edit(_APPEND, "    v_lock := pg_advisory_xact_lock_shared(7201, 0);\n", ""),
         killers=integration(_LOCKS, "test_A5_a_rotation_of_keys_does_not_overtake_an_append"),
     ),
     mutant(
