@@ -13,7 +13,7 @@ from pathlib import Path
 from tests.mutation.imported import MODULES_VARIABLE
 from tests.mutation.mutant import Mutant, PatchStale
 from tests.mutation.verdicts import End, Verdict, run_tests
-from tests.mutation.workspace import Workspace
+from tests.mutation.workspace import NotBuilt, Workspace
 from tests.postgres_server import EXTERNAL_VARIABLE, running_postgres
 
 MUTANT_S = 180.0
@@ -104,6 +104,8 @@ def _judge(workspace: Workspace, mutant: Mutant, environ: dict[str, str]) -> Jud
             )
     except PatchStale as error:
         verdict = Verdict(End.STALE, detail=str(error))
+    except NotBuilt as error:
+        verdict = Verdict(End.INVALID, detail=str(error))
     return Judged(mutant, verdict, time.monotonic() - began)
 
 

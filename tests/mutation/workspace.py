@@ -12,13 +12,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.json_reader.building import INSTALLED_NAME, build, compiler
 from tests.mutation.mutant import Mutant
 
 TREE = Path(__file__).resolve().parents[2]
 _PARTS = (
     "lakebus", "storage", "actors", "serve_app", "cluster", "migrations", "tests", "pyproject.toml",
 )  # fmt: skip
-_LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc")
+#: What is built is built anew, from the source of the copy.
+_LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc", "*.so")
+_READER = Path("storage/rows/json_columns.c")
+_READER_SOURCES = frozenset({str(_READER), "storage/rows/json_values.h"})
+
+
+class NotBuilt(Exception):
+    """The mutant's C is no program."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +48,11 @@ class Workspace:
                 shutil.copytree(source, target, ignore=_LEFT_OUT)
             else:
                 shutil.copyfile(source, target)
+        self._build()
 
     @contextmanager
     def mutated(self, mutant: Mutant) -> Iterator[None]:
-        """Holds the mutant in the copy. Raises PatchStale."""
+        """Holds the mutant in the copy. Raises PatchStale and NotBuilt."""
 
         texts = mutant.texts(self.root)
         before = {name: (self.root / name).read_text(encoding="utf-8") for name in texts}
@@ -60,6 +69,19 @@ class Workspace:
             # Bytecode is known by the second and the size of its source: both may stay the same.
             for kept in path.parent.glob(f"__pycache__/{path.stem}.*.pyc"):
                 kept.unlink()
+        if not _READER_SOURCES.isdisjoint(texts):
+            self._build()
+
+    def _build(self) -> None:
+        """The compiled reader, where an installation has one."""
+
+        if compiler() is None:
+            return
+        source = self.root / _READER
+        try:
+            build(source, source.with_name(INSTALLED_NAME))
+        except subprocess.CalledProcessError as error:
+            raise NotBuilt(error.stderr.decode(errors="replace")[-400:]) from None
 
     def run(
         self, arguments: Sequence[str], *, environ: Mapping[str, str], within_s: float

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 from hypothesis import given, settings
@@ -217,6 +217,14 @@ async def test_D4_a_hint_wakes_at_once_and_the_row_decides() -> None:
     await watcher.stop()
 
 
+async def until(happened: Callable[[], bool]) -> None:
+    """Lets the loop go on, and fails instead of hanging."""
+
+    async with asyncio.timeout(_HANG_S):
+        while not happened():
+            await asyncio.sleep(0)
+
+
 async def test_wake_ups_gather_while_nobody_asks_and_are_followed_at_once_by_who_waits() -> None:
     bell, catalog, clock = Bell(), HeadCatalog(head_of(1)), ManualClock()
     seen: list[int] = []
@@ -230,8 +238,9 @@ async def test_wake_ups_gather_while_nobody_asks_and_are_followed_at_once_by_who
     )
     watcher.start()
     bell.rung.set()
-    while not catalog.reads:  # the first wake-up, after which a process knows something
-        await asyncio.sleep(0)
+    await until(
+        lambda: catalog.reads > 0
+    )  # the first wake-up, after which a process knows something
     for number in range(2, 12):
         catalog.row = head_of(number)
         bell.rung.set()
@@ -239,20 +248,17 @@ async def test_wake_ups_gather_while_nobody_asks_and_are_followed_at_once_by_who
             await asyncio.sleep(0)
     assert (catalog.reads, seen) == (1, [1])
     wait = asyncio.create_task(watcher.wait_until_covered(token(floor=12), deadline_s=soon_s()))
-    while watcher.current != head_of(11):  # who waits ends the rest
-        await asyncio.sleep(0)
+    await until(lambda: watcher.current == head_of(11))  # who waits ends the rest
     catalog.row = head_of(12)
     bell.rung.set()
     assert (await asyncio.wait_for(wait, _HANG_S)).snapshot_id == 12
     catalog.row = head_of(13)  # somebody asked a moment ago, so it is read ahead for the next
     bell.rung.set()
-    while watcher.current != head_of(13):
-        await asyncio.sleep(0)
+    await until(lambda: watcher.current == head_of(13))
     clock.advance_s(3_601)
     catalog.row, reads = head_of(14), catalog.reads
     bell.rung.set()
-    while watcher.current != head_of(14):  # the rest begins with the read before it
-        await asyncio.sleep(0)
+    await until(lambda: watcher.current == head_of(14))  # the rest begins with the read before it
     catalog.row = head_of(15)
     bell.rung.set()
     for _ in range(20):

@@ -174,6 +174,7 @@ REFUSED = {
     "an escape that is none": '[{"id":1,"note":"\\x"}]',
     "half a pair": '[{"id":1,"note":"\\ud800"}]',
     "the other half": '[{"id":1,"note":"\\udc00"}]',
+    "the other half twice": '[{"id":1,"note":"\\udc00\\udc00"}]',
     "half a pair and a letter": '[{"id":1,"note":"\\ud800\\u0061"}]',
     "a line feed in a text": '[{"id":1,"note":"a\nb"}]',
     "an overlong form": b'[{"id":1,"note":"\xc0\xaf"}]',

@@ -18,6 +18,7 @@ from tests.mutation.mutants import (
     payloads,
     reading,
     roles,
+    speed,
     sql_append,
     sql_claims,
     sql_publish,
@@ -37,4 +38,5 @@ ALL = (
     *maintenance_sql.MUTANTS,
     *maintenance.MUTANTS,
     *payloads.MUTANTS,
+    *speed.MUTANTS,
 )
