@@ -455,7 +455,12 @@ def test_one_place_has_many_spellings(url: IngestUrl, host_header: str, told: st
         *("lake.example", "lake.example:", "lake.example:x", "lake.example:+8350"),
         *("lake.example:-1", "lake.example:99999", "lake.example:8350:8350", "lake.example:80"),
         *("lake.example:8350\n", "lake.ex ample:8350", "key@lake.example:8350", "lake\r\nx:8350"),
-        *("lake.example/x:8350", "lake.example?:8350", "lake.example:\uff18\uff13\uff15\uff10", "läke:8350"),
+        *(
+            "lake.example/x:8350",
+            "lake.example?:8350",
+            "lake.example:\uff18\uff13\uff15\uff10",
+            "läke:8350",
+        ),
         *(f"{'a' * 64}:8350", f"{'a.' * 127}a:8350", "a" * 100_000, "a." * 50_000 + ":8350"),
         "[" + ":" * 100_000 + "]:8350",
     ],
