@@ -27,7 +27,7 @@ from typing import Any
 
 from benchmarks import machine, measures
 from benchmarks.http1 import Connection
-from benchmarks.stacks import RunningStack, running_stack
+from benchmarks.stacks import RunningStack, end_as_interrupted, running_stack
 
 RESULTS = Path(__file__).parent / "results"
 GOAL = 1.2
@@ -234,6 +234,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     if options.quick:
         options.pairs, options.window_s = 2, 5.0
+    end_as_interrupted()
     found: dict[str, Any] = {"machine": machine.describe()}
     with running_stack(maintenance_enabled="false") as stack:
         capacity = measures.ingest_rate(

@@ -69,8 +69,6 @@ _DICTIONARY_ROWS_MIN = 16_384
 _SAMPLE_ROWS = 1024
 _DISTINCT_SHARE_MAX = 0.5
 _DELTAS = "DELTA_BINARY_PACKED"
-#: Positions and rows are runs and counters; deltas shrink them to almost nothing.
-HIDDEN_ENCODING = dict.fromkeys(HIDDEN_COLUMNS, _DELTAS)
 #: Rows of fewer bytes in memory become a file that is soon merged (three times
 #: `maintenance.small_file_bytes`: what lz4 does not bring below a third of its size, zstd hardly
 #: makes much smaller), so lz4 has to do: it takes a third of the time, and a fifth more bytes.
