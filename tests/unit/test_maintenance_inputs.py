@@ -8,6 +8,7 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from lakebus.errors import Corrupt
@@ -31,7 +32,8 @@ def test_small_inputs_are_held_and_others_are_not(
 ) -> None:
     inputs = [
         *plain_files(tmp_path, 2, 10),
-        write_input(tmp_path, PLAIN, {1: list(range(5_000))}, number=2),
+        # Neighbours far apart: a run of numbers would be packed into hardly anything.
+        write_input(tmp_path, PLAIN, {1: [n * 7_919 % 1_000_003 for n in range(5_000)]}, number=2),
         write_input(tmp_path, PLAIN, {1: [1]}, number=3),
     ]
     monkeypatch.setattr(verified_inputs, "SMALL_BYTES", inputs[0].file.size_bytes + 500)
@@ -47,20 +49,22 @@ def test_small_inputs_are_held_and_others_are_not(
 
 def test_held_rows_are_bounded_in_memory(tmp_path: Path) -> None:
     inputs = plain_files(tmp_path, 6, 1_000)
-    found = list(pieces(inputs, COLUMNS, bytes_max=400_000))
+    found = list(pieces(inputs, COLUMNS, bytes_max=300_000))
     assert 2 < len(found) < 6
-    assert all(piece.rows is not None and piece.rows.nbytes <= 400_000 for piece in found)
+    assert all(piece.rows is not None and piece.rows.nbytes <= 300_000 for piece in found)
     assert [number for some, _ in numbers_of(found) for number in some] == [5, 4, 3, 2, 1, 0]
-    assert numbers_of(list(one_piece(inputs, COLUMNS, bytes_max=400_000)))[0][1] is False
+    assert numbers_of(list(one_piece(inputs, COLUMNS, bytes_max=300_000)))[0][1] is False
 
 
 def test_a_long_text_that_a_dictionary_repeats_is_not_held(tmp_path: Path) -> None:
     schema = schema_of((1, "s", "varchar"))
-    one = write_input(tmp_path, schema, {1: ["x" * 1_000] * 5_000})
+    one = write_input(tmp_path, schema, {1: ["x" * 1_000] * 20_000})
+    group = pq.read_metadata(one.path).row_group(0)
+    assert group.column(0).has_dictionary_page
     assert one.file.size_bytes < 10_000
     (piece,) = pieces([one], FileColumns.of(schema), bytes_max=4 * MIB)
     assert piece.rows is None
-    assert [f.rows for f in run(tmp_path, schema, [one], memory_bytes=64 * MIB).files] == [5_000]
+    assert [f.rows for f in run(tmp_path, schema, [one], memory_bytes=64 * MIB).files] == [20_000]
 
 
 def test_rows_of_an_older_schema_are_held_unless_a_type_changed(tmp_path: Path) -> None:
