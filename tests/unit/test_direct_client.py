@@ -80,8 +80,8 @@ def test_a_stranger_at_the_address_never_sees_the_key(doors: Doors, sender: type
     assert KEY.encode() not in doors.asked[0]
 
 
-@both
-@pytest.mark.parametrize(
+#: What a door answers that leaves the request open.
+leaves_it_open = pytest.mark.parametrize(
     "answer",
     [
         None,
@@ -91,6 +91,10 @@ def test_a_stranger_at_the_address_never_sees_the_key(doors: Doors, sender: type
     ],
     ids=["hangs_up", "another_lake", "ends", "no_lakebus"],
 )
+
+
+@both
+@leaves_it_open
 def test_A3_what_the_door_leaves_open_goes_the_other_way_with_the_same_key(
     doors: Doors, sender: type, answer: bytes | None
 ) -> None:
@@ -209,16 +213,7 @@ def test_a_command_waits_where_its_rows_went(doors: Doors) -> None:
     assert (waits(doors.served), waits(doors.asked)) == (0, 1)
 
 
-@pytest.mark.parametrize(
-    "answer",
-    [
-        None,
-        answer_of(401, problem_of("unauthenticated", retryable=False)),
-        answer_of(503, problem_of("unavailable", retryable=True)),
-        answer_of(404, b"Not Found"),
-    ],
-    ids=["hangs_up", "another_lake", "ends", "no_lakebus"],
-)
+@leaves_it_open
 def test_D4_a_wait_that_the_door_leaves_open_goes_on_by_the_other_way(
     doors: Doors, answer: bytes | None
 ) -> None:
