@@ -3,7 +3,8 @@
 Ray writes HAProxy's configuration; three things in it are not fit for a machine that others can
 reach, and Ray has no setting for them: the pages for metrics and statistics listen on all
 interfaces, the admin socket is open to everybody, and each request is logged to a syslog that is
-not there. This program corrects them in the file and becomes HAProxy. It also ties HAProxy's life
+not there. Two more would break promises of ours (see `corrected`). This program corrects them in
+the file and becomes HAProxy. It also ties HAProxy's life
 to the Ray actor that started it: without that, an HAProxy whose actor was killed keeps its port and
 goes on sending requests to replicas that are gone.
 
@@ -29,6 +30,13 @@ def corrected(configuration: str, host: str) -> str:
     # With splicing of requests HAProxy misses a client that leaves after a body that came in a
     # later packet than its headers, and the query would go on (contract D9).
     text = re.sub(r"(?m)^\s*option splice-request\s*\n", "", text)
+    # An HAProxy that starts anew knows no routes yet, and the one that takes over from it does not
+    # take over its connections: one kept open would be told of no routes after all is well.
+    text = re.sub(
+        r"(?m)^(\s*http-request return status 404 )(?!hdr connection close )",
+        r"\g<1>hdr connection close ",
+        text,
+    )
     return re.sub(r"(?m)^\s*log 127\.0\.0\.1:514 .*\n", "", text)
 
 
