@@ -59,8 +59,19 @@ class HostLink:
         with contextlib.suppress(OSError):  # it is gone; whoever waits for its answer learns that
             self._socket.send((json.dumps({"kind": kind, **members}) + "\n").encode())
 
-    async def wait_for(self, kind: str) -> dict[str, Any]:
-        """The next message of this kind; raises HostFailed if the host fails or ends instead."""
+    async def wait_for(self, kind: str, *, timeout_s: float) -> dict[str, Any]:
+        """The next message of this kind; raises HostFailed if the host fails or ends instead, or
+        says nothing of the kind for so long."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._heard(kind)
+        except TimeoutError:
+            raise HostFailed(
+                f"Ray and the application do not start within {timeout_s:.0f} s"
+                " (ray.start_timeout_s). `lakebus logs` tells more."
+            ) from None
+
+    async def _heard(self, kind: str) -> dict[str, Any]:
         if self._reader is None:
             self._reader, self._writer = await asyncio.open_connection(sock=self._socket.dup())
         while True:

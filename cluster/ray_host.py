@@ -18,6 +18,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import traceback
 from collections.abc import Iterator
 from typing import Any
@@ -28,6 +29,7 @@ from lakebus.errors import LakebusError
 from lakebus.settings import Settings
 
 _PR_SET_PDEATHSIG = 1
+_LOOK_S = 1.0
 
 
 def main(arguments: list[str]) -> int:
@@ -59,7 +61,8 @@ def _serve(channel: Channel, wiring: str) -> None:
     start = channel.receive()
     _start_ray(start["ray"])
     channel.send("ray_started")
-    _start_serve(start["http"])
+    with _ended_without_ray():
+        _start_serve(start["http"])
     channel.send("serve_started")
     order = channel.receive()
     if order["kind"] == "stop":
@@ -69,7 +72,8 @@ def _serve(channel: Channel, wiring: str) -> None:
     deploy = getattr(importlib.import_module(module), function)
     settings = Settings.from_private_json(order["settings"])
     with asyncio.Runner() as runner:
-        deployed: Deployed = runner.run(deploy(settings, api_key=order["api_key"]))
+        with _ended_without_ray():
+            deployed: Deployed = runner.run(deploy(settings, api_key=order["api_key"]))
         channel.send(
             "deployed",
             url=deployed.url,
@@ -105,6 +109,30 @@ def _require_ray() -> None:
     gone = dead & {"raylet", "gcs_server"}
     if gone:
         raise RuntimeError(f"Ray has lost its {' and its '.join(sorted(gone))}")
+
+
+@contextlib.contextmanager
+def _ended_without_ray() -> Iterator[None]:
+    """Ends this process when its Ray is not whole any more while the block runs: what waits for an
+    actor on a node that is gone waits for ever. The supervisor sees the end and starts anew."""
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.wait(_LOOK_S):
+            try:
+                _require_ray()
+            except RuntimeError as error:
+                print(f"lakebus: {error}", flush=True)  # noqa: T201 - into the host's log
+                # Nothing to tidy up: the kernel ends what Ray has started (see above).
+                os._exit(1)
+
+    watch = threading.Thread(target=look, name="ray-watch", daemon=True)
+    watch.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watch.join()
 
 
 def _start_ray(options: dict[str, Any]) -> None:

@@ -140,7 +140,7 @@ class Stack:
         self._host = self._spawn_host()
         # Both are always waited for, so that the failure of one does not leave the other half done.
         database, host = await asyncio.gather(
-            self._start_database(), self._host.wait_for("serve_started"), return_exceptions=True
+            self._start_database(), self._said("serve_started"), return_exceptions=True
         )
         for outcome in (database, host):
             if isinstance(outcome, BaseException):
@@ -239,6 +239,10 @@ class Stack:
         )
         return host
 
+    async def _said(self, kind: str) -> dict[str, Any]:
+        assert self._host is not None, "the host was started"
+        return await self._host.wait_for(kind, timeout_s=self._settings.ray.start_timeout_s)
+
     async def _deploy(self, dsn: str, began: float) -> Ready:
         assert self._host is not None, "the host is started before the application"
         values = self._settings.private_json()
@@ -246,7 +250,7 @@ class Stack:
         values |= {"direct.port": self._direct_port, "direct.query_port": self._query_port}
         values["data_dir"] = str(self.files.root)
         self._host.send("deploy", settings=values, api_key=self.files.api_key())
-        deployed = await self._host.wait_for("deployed")
+        deployed = await self._said("deployed")
         url, api_key = deployed["url"], deployed["api_key"] or ""
         await self._wait_ready(url, began)
         if api_key:
@@ -345,7 +349,7 @@ class Stack:
         ray_environment.prepare(self._place)
         self._state = replace(self._state, restarts=self._state.restarts + 1)
         self._host = self._spawn_host()
-        await self._host.wait_for("serve_started")
+        await self._said("serve_started")
         dsn = self._settings.postgres.dsn
         text = self._postgres.dsn if self._postgres is not None else ""
         await self._deploy(dsn.get_secret_value() if dsn is not None else text, began)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -16,6 +20,7 @@ import pytest
 from actors import runtime
 from actors.runtime_settings import RuntimeSettings
 from cluster import migrate, ray_host, schema_state
+from cluster.host_link import HostFailed, HostLink
 from lakebus.errors import LakebusError, OutcomeUnknown, Unavailable
 from storage.postgres.failures import connecting, reading, writing
 
@@ -138,3 +143,37 @@ def test_F1_the_host_ends_when_its_ray_is_not_whole(
     monkeypatch.setattr("ray._private.worker._global_node", Node())
     with contextlib.nullcontext() if lost is None else pytest.raises(RuntimeError, match=lost):
         ray_host._require_ray()
+
+
+_LOST_WHILE_STARTING = """
+import time
+import ray
+from cluster import ray_host
+
+class Node:
+    def dead_processes(self):
+        return [("raylet", object())]
+
+ray_host._LOOK_S = 0.01
+with ray_host._ended_without_ray():
+    ray._private.worker._global_node = Node()
+    time.sleep(60.0)
+"""
+
+
+def test_F1_a_host_that_loses_its_ray_while_starting_ends() -> None:
+    """Ray's agent was killed while the application started, and its raylet ended with it: the host
+    waited for actors of a node that was gone, and the stack never served again."""
+    done = subprocess.run(
+        [sys.executable, "-c", _LOST_WHILE_STARTING], capture_output=True, text=True, timeout=50.0
+    )
+    assert (done.returncode, done.stdout) == (1, "lakebus: Ray has lost its raylet\n")
+
+
+async def test_F1_a_host_that_says_nothing_is_not_waited_for_for_ever(tmp_path: Path) -> None:
+    link = HostLink(tmp_path, wiring="nothing:to_deploy", environment=dict(os.environ))
+    try:
+        with pytest.raises(HostFailed, match=r"do not start within 0 s \(ray.start_timeout_s\)"):
+            await link.wait_for("serve_started", timeout_s=0.1)
+    finally:
+        await link.stop()
