@@ -319,7 +319,7 @@ class Stack:
                 try:
                     await postgres.start()
                     break
-                except LakebusError as error:
+                except (LakebusError, OSError) as error:  # a full disk passes, too
                     _log.error("PostgreSQL does not start: %s", error)
             self._say("PostgreSQL runs again")
 
@@ -335,7 +335,7 @@ class Stack:
                 try:
                     await self._restart_host()
                     break
-                except LakebusError as error:
+                except (LakebusError, OSError) as error:  # a full disk passes, too
                     _log.error("Ray does not start: %s", error)
             self._say("Ray runs again")
 

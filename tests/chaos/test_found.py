@@ -21,6 +21,8 @@ from actors import runtime
 from actors.runtime_settings import RuntimeSettings
 from cluster import migrate, ray_host, schema_state
 from cluster.host_link import HostFailed, HostLink
+from cluster.processes import ProcessMark
+from cluster.stack import Stack
 from lakebus.errors import LakebusError, OutcomeUnknown, Unavailable
 from storage.postgres.failures import connecting, reading, writing
 
@@ -177,3 +179,31 @@ async def test_F1_a_host_that_says_nothing_is_not_waited_for_for_ever(tmp_path: 
             await link.wait_for("serve_started", timeout_s=0.1)
     finally:
         await link.stop()
+
+
+async def test_F1_a_full_disk_does_not_end_the_watch_over_ray(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`lakebus up` ended when it could not write down that Ray runs again."""
+
+    class Gone:
+        mark = ProcessMark(pid=2**22 + 1, started_ticks=0, boot_id="another")
+
+    class Enough(Exception):
+        pass
+
+    outcomes: list[Exception | None] = [OSError(28, "No space left on device"), None, Enough()]
+    said: list[str] = []
+
+    async def restarted() -> None:
+        if (outcome := outcomes.pop(0)) is not None:
+            raise outcome
+
+    stack = Stack.__new__(Stack)
+    monkeypatch.setattr(stack, "_host", Gone(), raising=False)
+    monkeypatch.setattr(stack, "_say", said.append, raising=False)
+    monkeypatch.setattr(stack, "_restart_host", restarted)
+    with pytest.raises(Enough):
+        await asyncio.wait_for(stack._watch_host(), 30.0)
+    again = "Ray ended; starting it again"
+    assert said == [again, "Ray runs again", again]
