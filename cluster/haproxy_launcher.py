@@ -4,9 +4,9 @@ Ray writes HAProxy's configuration; three things in it are not fit for a machine
 reach, and Ray has no setting for them: the pages for metrics and statistics listen on all
 interfaces, the admin socket is open to everybody, and each request is logged to a syslog that is
 not there. Two more would break promises of ours (see `corrected`). This program corrects them in
-the file and becomes HAProxy. It also ties HAProxy's life
-to the Ray actor that started it: without that, an HAProxy whose actor was killed keeps its port and
-goes on sending requests to replicas that are gone.
+the file and becomes HAProxy. It also ties HAProxy's life to the Ray actor that started it: without
+that, an HAProxy whose actor was killed keeps its port and goes on sending requests to replicas that
+are gone.
 
 It is run by path with `python -I -S`, so it imports the standard library only.
 """

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
@@ -207,3 +207,27 @@ async def test_F1_a_full_disk_does_not_end_the_watch_over_ray(
         await asyncio.wait_for(stack._watch_host(), 30.0)
     again = "Ray ended; starting it again"
     assert said == [again, "Ray runs again", again]
+
+
+async def test_F1_a_full_disk_does_not_end_the_watch_over_postgresql() -> None:
+    outcomes: list[Exception | None] = [OSError(28, "No space left on device"), None]
+    said: list[str] = []
+
+    class Enough(Exception):
+        pass
+
+    class Postgres:
+        async def wait_exit(self) -> int:
+            if not outcomes:
+                raise Enough
+            return -9
+
+        async def start(self) -> None:
+            if (outcome := outcomes.pop(0)) is not None:
+                raise outcome
+
+    stack = Stack.__new__(Stack)
+    stack._say = said.append
+    with pytest.raises(Enough):
+        await asyncio.wait_for(stack._watch_postgres(cast(Any, Postgres())), 30.0)
+    assert said == ["PostgreSQL ended (-9); starting it again", "PostgreSQL runs again"]
