@@ -16,6 +16,7 @@ Start-up is a race of two lines on purpose (importing and starting Ray takes mos
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import time
@@ -89,7 +90,7 @@ class Stack:
         self.files.make()
         with self.files.locked():
             try:
-                on_ready(await self._until_stopped(self._start()))
+                on_ready(await self._until_stopped(self._started()))
                 await self._watch()
             except _Stopped:
                 pass
@@ -116,6 +117,14 @@ class Stack:
             await asyncio.gather(task, stopping, return_exceptions=True)
 
     # --- starting --------------------------------------------------------------------------
+
+    async def _started(self) -> Ready:
+        try:
+            return await self._start()
+        except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            advice = f" Free space for {self.files.root} and start again." if full else ""
+            raise StartRefused(f"The stack does not start: {error}.{advice}") from error
 
     async def _start(self) -> Ready:
         began = time.monotonic()
@@ -357,7 +366,7 @@ class Stack:
     # --- stopping --------------------------------------------------------------------------
 
     async def _stop(self) -> None:
-        self._write_state(phase="stopping")
+        self._write_last_state(phase="stopping")
         if self._host is not None:
             await self._host.stop()
         if self._state is not None:
@@ -365,7 +374,15 @@ class Stack:
         if self._postgres is not None:
             await self._postgres.stop()
         self._claims.release()
-        self._write_state(phase="stopped", host=None, processes=())
+        self._write_last_state(phase="stopped", host=None, processes=())
+
+    def _write_last_state(self, **changes: Any) -> None:
+        """Where the disk is full the processes end all the same; the next start finds none of what
+        the file still names, and goes by process marks, not by the phase."""
+        try:
+            self._write_state(**changes)
+        except OSError as error:
+            _log.error("The state of the stack cannot be written down: %s", error)
 
     def _write_state(self, **changes: Any) -> None:
         if self._state is not None:

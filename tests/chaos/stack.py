@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import shutil
 import signal
@@ -55,6 +56,7 @@ SETTINGS: Mapping[str, str] = {
     "LAKEBUS_ACTORS_STALL_S": "10",
     "LAKEBUS_ACTORS_SUPERVISOR_TICK_MS": "500",
 }
+_NO_SPACE = os.strerror(errno.ENOSPC)
 _OBJECTS_DISK_BYTES, _DATA_DISK_BYTES = 256 * _MIB, 3072 * _MIB
 
 
@@ -110,6 +112,7 @@ class ChaosStack:
         self._expected_end = False
         self.unexpected_ends: list[str] = []
         self.starts = 0
+        self._said_before = 0
 
     @property
     def offers(self) -> frozenset[Need]:
@@ -239,6 +242,7 @@ class ChaosStack:
 
     async def _start_up(self) -> None:
         with open(self.logs / "up.out", "ab") as output:
+            self._said_before = output.tell()
             self._up = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "lakebus", "up", "--port", "0"),
                 *("--data-dir", str(self.data.folder)),
@@ -260,9 +264,21 @@ class ChaosStack:
             if self._expected_end or process is not self._up:
                 await asyncio.sleep(0.1)
                 continue
-            self.unexpected_ends.append(f"`lakebus up` ended by itself with {code}")
+            if not (code == 1 and self._refused_for_space()):
+                self.unexpected_ends.append(f"`lakebus up` ended by itself with {code}")
             await asyncio.sleep(1.0)
             await self._start_up()
+
+    def _refused_for_space(self) -> bool:
+        """Whether the last start says that it found the data disk full, as it should there.
+
+        One that was ready, or that says it in another way than in a sentence of its own, counts as
+        an end by itself. Whoever started it starts it again.
+        """
+        printed = (self.logs / "up.out").read_bytes()[self._said_before :]
+        said = printed.decode(errors="replace").splitlines()
+        refused = bool(said) and said[-1].startswith("lakebus: ") and _NO_SPACE in said[-1]
+        return refused and not any(line.startswith("lakebus: ready") for line in said)
 
     async def _start_database(self) -> str:
         """Returns the DSN by which the stack reaches it: through the proxy."""

@@ -21,9 +21,12 @@ from actors import runtime
 from actors.runtime_settings import RuntimeSettings
 from cluster import migrate, ray_host, schema_state
 from cluster.host_link import HostFailed, HostLink
+from cluster.private_files import write_private
 from cluster.processes import ProcessMark
 from cluster.stack import Stack
-from lakebus.errors import LakebusError, OutcomeUnknown, Unavailable
+from cluster.stack_files import StackState
+from lakebus.errors import LakebusError, OutcomeUnknown, StartRefused, Unavailable
+from lakebus.settings import Settings
 from storage.postgres.failures import connecting, reading, writing
 
 
@@ -231,3 +234,52 @@ async def test_F1_a_full_disk_does_not_end_the_watch_over_postgresql() -> None:
     with pytest.raises(Enough):
         await asyncio.wait_for(stack._watch_postgres(cast(Any, Postgres())), 30.0)
     assert said == ["PostgreSQL ended (-9); starting it again", "PostgreSQL runs again"]
+
+
+async def test_F1_a_start_on_a_full_disk_says_so_and_leaves_no_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`lakebus up` ended in a traceback, and before it had stopped Ray and PostgreSQL, because it
+    could not write down that it was stopping."""
+    ended: list[str] = []
+
+    class Process:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        async def stop(self) -> None:
+            ended.append(self.name)
+
+    async def started() -> None:
+        own = ProcessMark.of(os.getpid())
+        assert own is not None
+        stack._state = StackState(supervisor=own, stack_id="of-no-process")
+        stack._host, stack._postgres = cast(Any, Process("ray")), cast(Any, Process("postgresql"))
+        stack._write_state(phase="starting")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    stack = Stack(Settings(data_dir=tmp_path))
+    monkeypatch.setattr(stack, "_start", started)
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StartRefused, match=f"No space left on device. Free space for {tmp_path}"):
+        await stack.run()
+    assert ended == ["ray", "postgresql"]
+    assert not list(tmp_path.glob(".*"))  # nor drafts that keep the disk full
+
+
+async def test_F1_a_file_that_cannot_be_written_keeps_its_earlier_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    path = tmp_path / "state.json"
+    write_private(path, "earlier")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        write_private(path, "later")
+    assert [(each.name, each.read_text()) for each in tmp_path.iterdir()] == [
+        (path.name, "earlier")
+    ]
